@@ -1,0 +1,214 @@
+"""The library from Python: train, load, sample, evaluate, compare, race, convert."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from trilemma.compare import comparison_table, read_rows
+from trilemma.config import Recipe, build, recipe_names
+from trilemma.data import Dataset, catalogue, load_data
+from trilemma.engine import evaluate as evaluation
+from trilemma.engine import train as training
+from trilemma.engine.convert import convert
+from trilemma.engine.generator import Generator
+from trilemma.engine.loop import Progress
+from trilemma.engine.run import Run
+from trilemma.errors import ConfigError
+from trilemma.measure.features import default_extractor, load_extractor
+from trilemma.methods import method_class, method_summaries
+from trilemma.methods.base import Entrant
+from trilemma.report import write_report
+from trilemma.types import Sampler
+
+__all__ = ["compare", "convert", "evaluate", "load", "race", "train"]
+
+load = Generator.load
+
+
+def quiet(*_: Any) -> None:
+    """No progress shown."""
+
+
+def train(  # noqa: PLR0913
+    method: str,
+    data: str | Dataset,
+    *,
+    out: Path | str | None = None,
+    recipe: str | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    size: int | None = None,
+    data_root: Path | str | None = None,
+    tracker: str | None = None,
+    options: Any = None,
+    training_options: Any = None,
+    path: str | None = None,
+    report: Callable[[Progress], None] = quiet,
+) -> Path:
+    """Train a method into a run folder and return the folder.
+
+    Args:
+        method: a name from ``trilemma list``.
+        data: a data set's name, a folder or zip of images, or a loaded ``Dataset``.
+        out: the run folder; default runs/METHOD-DATA.
+        recipe: a packaged recipe's name or a TOML file; default the method's own for the data.
+        minutes, images: the budget; default the recipe's.
+        options, training_options: settings in place of the recipe's.
+        path: where a data set given as an object was read from, so that ``evaluate`` finds it again.
+        report: called after every step with the progress.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    if seed < 0 or seed >= 2**31:
+        raise ConfigError(f"seed must be from 0 to 2147483647, not {seed}")
+    plan = training.make_plan(
+        method,
+        data,
+        recipe=recipe,
+        minutes=minutes,
+        images=images,
+        seed=seed,
+        data_root=None if data_root is None else Path(data_root),
+        size=size,
+        options=options,
+        training=training_options,
+        path=path,
+    )
+    folder = Path(out) if out is not None else Path("runs") / f"{method}-{plan.data.name}"
+    return training.train(plan, folder, resume=resume, tracker=tracker, report=report).folder
+
+
+def evaluate(  # noqa: PLR0913
+    run: Path | str,
+    *,
+    samples: int | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+    variance: Any = None,
+    seed: int = 0,
+    extractor: str | None = None,
+    extractor_weights: Path | str | None = None,
+    data: str | Dataset | None = None,
+    data_root: Path | str | None = None,
+    report: Callable[[str, int, int], None] = quiet,
+) -> dict[str, Any]:
+    """Score a run and time its sampling; writes eval.json and pictures into the run and returns eval.json's content."""
+    return evaluation.evaluate(
+        Run.open(run),
+        Sampler(steps=steps, eta=eta, variance=variance),
+        samples=samples,
+        seed=seed,
+        extractor_name=extractor,
+        extractor_weights=None if extractor_weights is None else Path(extractor_weights),
+        data=data,
+        data_root=None if data_root is None else Path(data_root),
+        report=report,
+    )
+
+
+def compare(runs: Sequence[Path | str], *, out: Path | str = "report.html", title: str | None = None) -> Table:
+    """Draw the page ``out`` from evaluated runs (or a race's folder) and return the table."""
+    rows = read_rows([Path(run) for run in runs])
+    command = f"trilemma compare {' '.join(str(run) for run in runs)} --out {out}"
+    write_report(rows, Path(out), title=title or "Quality, coverage, speed", command=command)
+    return comparison_table(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceRow:
+    """One training of a race."""
+
+    method: str
+    entrant: Entrant
+    folder: Path
+    options: Any
+    recipe: str
+    loaded: Recipe
+
+
+def race_rows(data: str, methods: Sequence[str], folder: Path) -> list[RaceRow]:
+    """The trainings of a race, every setting checked before any work."""
+    rows = []
+    for method in methods:
+        kind = method_class(method)
+        recipe, loaded = training.resolve_recipe(method, data, None)
+        for entrant in kind.entrants:
+            options = build(kind.Options, {**loaded.options, **entrant.changes}, f"recipe {recipe}")
+            rows.append(
+                RaceRow(method, entrant, folder / f"{method}{entrant.suffix}", options, recipe, loaded)
+            )
+    return rows
+
+
+def _race_data(data: str, rows: Sequence[RaceRow], size: int | None, root: Path | None) -> Dataset:
+    """The one data set all rows share."""
+    sizes = {row.loaded.data.size for row in rows}
+    if size is None and len(sizes) > 1:
+        raise ConfigError(f"the methods' recipes want different image sizes {sorted(map(str, sizes))}: give --size")
+    return load_data(data, root=root, size=size or sizes.pop(), channels=rows[0].loaded.data.channels)
+
+
+def race(  # noqa: PLR0913
+    data: str,
+    methods: Sequence[str] = ("ddpm", "ddgan"),
+    *,
+    out: Path | str | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    size: int | None = None,
+    data_root: Path | str | None = None,
+    extractor_weights: Path | None = None,
+    on_train: Callable[[RaceRow], Callable[[Progress], None]] = lambda row: quiet,
+    on_evaluate: Callable[[RaceRow, Sampler], Callable[[str, int, int], None]] = lambda row, sampler: quiet,
+) -> tuple[Table, Path]:
+    """Train each method on the same data and budget, one after the other, score all, draw the comparison.
+
+    Returns:
+        the table and the path of report.html.
+    """
+    name = data if data in catalogue() else Path(data).stem
+    folder = Path(out) if out is not None else Path("runs") / f"race-{name}"
+    rows = race_rows(data, methods, folder)
+    loaded = _race_data(data, rows, size, None if data_root is None else Path(data_root))
+    if loaded.spec.kind == "images":  # better now than after hours of training
+        load_extractor(default_extractor(loaded.name, loaded.spec), extractor_weights)
+    evaluated = []
+    for row in rows:
+        if not (resume and Run(row.folder).model_path.is_file()):
+            train(
+                row.method, loaded, out=row.folder, recipe=row.recipe, minutes=minutes, images=images, seed=seed,
+                resume=resume and Run(row.folder).config_path.is_file(),
+                options=row.options, training_options=row.loaded.training, path=training.data_path(data), report=on_train(row),
+            )  # fmt: skip
+        for sampler in row.entrant.samplers:
+            method = method_class(row.method)(row.options, loaded.spec)
+            if not (resume and evaluation.eval_path(Run(row.folder), method, sampler).is_file()):
+                evaluate(
+                    row.folder, samples=samples, steps=sampler.steps, seed=seed, data=loaded,
+                    extractor_weights=extractor_weights, report=on_evaluate(row, sampler),
+                )  # fmt: skip
+        evaluated.append(row.folder)
+    page = folder / "report.html"
+    return compare(evaluated, out=page, title=f"Race on {name}"), page
+
+
+def listing() -> dict[str, dict[str, str]]:
+    """Methods, recipes and data sets, each with one line."""
+    from trilemma.config import load_recipe
+
+    return {
+        "methods": method_summaries(),
+        "recipes": {name: load_recipe(name).about for name in recipe_names()},
+        "data": catalogue(),
+    }

@@ -1,0 +1,287 @@
+"""The ``trilemma`` command: parse, then call.
+
+Each command is a dataclass whose fields are its flags. ``train`` also has the recipe's settings as flags
+(``--options.unet.channels 64``, ``--training.batch-size 32``). Results go to standard output, words and progress to standard error;
+bad input is one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trilemma.errors import ConfigError, TrilemmaError, nearest
+
+USAGE = """\
+usage: trilemma COMMAND ...
+
+Train, sample and fairly compare fast generative image models.
+
+  race DATA        train several methods on the same data and budget; prints a table, writes one HTML page
+  train METHOD     train one method into a run folder
+  sample RUN       make images: a grid, a folder of PNGs or an .npz
+  evaluate RUN     FID, KID, Inception Score, precision, recall, network evaluations and seconds
+  compare RUN...   one table and one HTML page from evaluated runs
+  convert FILE     turn a published checkpoint into a run folder
+  list             methods, recipes and data sets
+
+DATA is digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images.
+Start with: trilemma race digits      Help for a command: trilemma COMMAND --help
+"""
+
+
+@dataclass(frozen=True)
+class Race:
+    """Train methods one by one on the same data and budget, evaluate them, and draw the comparison."""
+
+    data: str  # digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images
+    methods: str = "ddpm,ddgan"  # comma-separated; ddgan races with its recipe's T and as a one-shot GAN
+    minutes: float | None = None  # training minutes for each method
+    images: int | None = None  # training images for each method, in place of minutes
+    samples: int | None = None  # images generated for the scores (default: depends on the data)
+    seed: int = 0  # of the data order, the weights and the noise
+    out: Path | None = None  # folder for the runs and report.html (default: runs/race-DATA)
+    resume: bool = False  # go on with an interrupted race; finished rows are kept
+    size: int | None = None  # resize and centre-crop the images to this many pixels a side
+    data_root: Path | None = None  # where torchvision's data sets are or go (default: a cache folder)
+    extractor_weights: Path | None = None  # Inception weights from a file
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one method into a run folder."""
+
+    method: str  # see trilemma list
+    data: str  # digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images
+    recipe: str | None = None  # a packaged recipe or a TOML file (default: the method's own for the data)
+    out: Path | None = None  # the run folder (default: runs/METHOD-DATA)
+    minutes: float | None = None  # budget in minutes of training
+    images: int | None = None  # budget in images shown
+    seed: int = 0  # of the data order, the weights and the noise
+    resume: bool = False  # continue from the last checkpoint
+    size: int | None = None  # resize and centre-crop the images to this many pixels a side
+    tracker: str | None = None  # an accelerate tracker: tensorboard, wandb, mlflow, ...
+    data_root: Path | None = None  # where torchvision's data sets are or go
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Make images with a trained run."""
+
+    run: Path  # a run's folder
+    n: int = 64  # how many
+    seed: int = 0  # sample i of a seed is always the same image
+    steps: int | None = None  # denoising steps (ddpm: by DDIM)
+    eta: float | None = None  # DDIM's noise, 0 to 1
+    variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
+    out: Path = Path("grid.png")  # a .png grid, an .npz file, or a folder for single PNGs
+    trajectory: bool = False  # draw the states from noise to image, one row a sample
+    batch_size: int = 100  # images made at a time
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run and time its sampling; writes eval.json and its pictures into the run."""
+
+    run: Path  # a run's folder
+    samples: int | None = None  # images to generate (default: depends on the data)
+    json: bool = False  # print eval.json to standard output
+    steps: int | None = None  # denoising steps (ddpm: by DDIM)
+    eta: float | None = None  # DDIM's noise, 0 to 1
+    variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
+    seed: int = 0  # of the samples
+    extractor: Literal["digits", "inception"] | None = None  # feature extractor (default: depends on the data)
+    extractor_weights: Path | None = None  # its weights from a file
+    data: str | None = None  # the reference data, where it is not the run's own
+    data_root: Path | None = None  # where torchvision's data sets are or go
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Draw one table and one HTML page from evaluated runs."""
+
+    runs: tuple[Path, ...]  # run folders, or a race's folder
+    out: Path = Path("report.html")  # the page
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn a published checkpoint (a state dict) into a run folder, without running its code."""
+
+    file: Path  # the .pth file
+    run: Path  # the run folder to write
+    config: Path  # JSON with the reference's own argument names
+    as_: str = "ddgan"  # whose checkpoint it is
+
+
+@dataclass(frozen=True)
+class List:
+    """Methods, recipes and data sets, each with one line."""
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "race": Race,
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "convert": Convert,
+    "list": List,
+}
+POSITIONAL = {"race": ("data",), "train": ("method",), "sample": ("run",), "evaluate": ("run",), "compare": ("runs",)}
+POSITIONAL |= {"convert": ("file", "run")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with status 0, 2 for bad input, or 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if arguments[0] in ("-V", "--version"):
+        import trilemma
+
+        print(trilemma.__version__)
+        return
+    try:
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise nearest("command", name, COMMANDS)
+        command = _parse_train(arguments[1:]) if name == "train" else parse(COMMANDS[name], name, arguments[1:])
+        from trilemma import commands
+
+        getattr(commands, f"run_{name}")(command)
+    except TrilemmaError as error:
+        print(f"trilemma: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("trilemma: interrupted; go on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def parse(cls: type[Any], name: str, arguments: Sequence[str], default: Any = None) -> Any:
+    """Fill a command's dataclass from its flags.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest), a missing or a malformed value.
+    """
+    import tyro
+
+    marked = _with_positionals(cls, POSITIONAL.get(name, ()))
+    if not any(argument in ("-h", "--help") for argument in arguments):
+        _check_flags(cls, name, arguments)
+    words = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(words):
+            parsed = tyro.cli(
+                marked, prog=f"trilemma {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **options
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(f"{name}: {_one_line(words.getvalue())}") from None
+    return parsed
+
+
+def _with_positionals(cls: type[Any], names: Sequence[str]) -> Any:
+    """The same dataclass with some fields marked as positional for the parser."""
+    import tyro
+
+    for field in names:
+        hint = cls.__annotations__[field]
+        if not isinstance(hint, str):
+            continue
+        resolved = {"str": str, "Path": Path, "tuple[Path, ...]": tuple[Path, ...]}[hint]
+        cls.__annotations__[field] = tyro.conf.Positional[resolved]
+    return cls
+
+
+def flags(cls: Any, prefix: str = "") -> list[str]:
+    """All flags of a command, nested settings included."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    names: list[str] = []
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}{field.name.strip('_').replace('_', '-')}"
+        hint = hints.get(field.name)
+        names += flags(hint, f"{name}.") if dataclasses.is_dataclass(hint) else [f"--{name}"]
+    return names
+
+
+def _check_flags(cls: Any, name: str, arguments: Sequence[str]) -> None:
+    known = [flag for flag in flags(cls) if flag.removeprefix("--") not in POSITIONAL.get(name, ())]
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{name}: unknown flag {argument!r}: {hint}all flags: trilemma {name} --help")
+
+
+def _one_line(box: str) -> str:
+    """The parser's boxed message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("For full helptext", "trilemma", "Argument helptext"))]
+    return re.sub(r"\s+", " ", "; ".join(kept)).replace(":;", ":") or "the arguments do not parse"
+
+
+def _parse_train(arguments: Sequence[str]) -> Any:
+    """``train`` takes its recipe's settings as flags too, so the recipe is read first."""
+    wants_help = any(argument in ("-h", "--help") for argument in arguments)
+    method = next((a for i, a in enumerate(arguments) if not a.startswith("-") and _free(arguments, i)), None)
+    if method is None or (wants_help and method is None):
+        return parse(Train, "train", arguments)
+    data, recipe = _value(arguments, "--data"), _value(arguments, "--recipe")
+    if data is None and not wants_help:
+        raise ConfigError(f"train: --data is missing: for example trilemma train {method} --data digits")
+    from trilemma.config import Training, build
+    from trilemma.engine.train import resolve_recipe
+    from trilemma.methods import method_class
+
+    name, loaded = resolve_recipe(method, data or "digits", recipe)
+    kind = method_class(method)
+    options = build(kind.Options, loaded.options, f"recipe {name}")
+    full = dataclasses.make_dataclass(
+        "TrainWithSettings",
+        [
+            ("options", kind.Options, dataclasses.field(default=options)),
+            ("training", Training, dataclasses.field(default=loaded.training)),
+        ],
+        bases=(Train,),
+        frozen=True,
+        kw_only=True,
+    )
+    full.__doc__ = Train.__doc__
+    return parse(full, "train", arguments)
+
+
+def _free(arguments: Sequence[str], index: int) -> bool:
+    """Whether the argument at ``index`` is not the value of the flag before it."""
+    if index == 0:
+        return True
+    before = arguments[index - 1]
+    return not before.startswith("--") or "=" in before or before == "--resume"
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+

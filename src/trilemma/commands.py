@@ -1,0 +1,188 @@
+"""What each command does once its flags are parsed: call the library, show progress, print the result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from trilemma import api
+from trilemma.config import require
+from trilemma.engine import loop
+from trilemma.engine.generator import Generator, sample_seeds
+from trilemma.engine.outputs import save_samples, save_trajectory
+from trilemma.types import Sampler
+
+WORDS = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A live bar on standard error with the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=WORDS, refresh_per_second=2) as bar:
+        yield bar
+
+
+def training_report(bar: Progress, title: str) -> Callable[[loop.Progress], None]:
+    """Shows a training: share of the budget, images a second, losses, the last quick score."""
+    task = bar.add_task(f"train {title}", total=1.0, note="")
+
+    def report(progress: loop.Progress) -> None:
+        notes = [f"{progress.images:,} images"]
+        if progress.seconds > 0:
+            notes.append(f"{progress.images / progress.seconds:.0f}/s")
+        notes += [f"{name} {value:.3g}" for name, value in progress.losses.items()]
+        notes += [f"{name} {value:.1f}" for name, value in progress.scores.items()]
+        bar.update(task, completed=min(1.0, progress.fraction), note="  ".join(notes))
+
+    return report
+
+
+def evaluation_report(bar: Progress, title: str) -> Callable[[str, int, int], None]:
+    """Shows an evaluation: what is being done and how far."""
+    task = bar.add_task(f"score {title}", total=1.0, note="")
+
+    def report(what: str, done: int, total: int) -> None:
+        bar.update(task, completed=done / total, note=f"{what} {done:,}/{total:,}")
+
+    return report
+
+
+def run_race(command: Any) -> None:
+    """``trilemma race``."""
+    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    methods = [name.strip() for name in command.methods.split(",") if name.strip()]
+    require(bool(methods), "--methods needs at least one method, for example ddpm,ddgan")
+    with progress_bar() as bar:
+        table, page = api.race(
+            command.data,
+            methods,
+            out=command.out,
+            minutes=command.minutes,
+            images=command.images,
+            samples=command.samples,
+            seed=command.seed,
+            resume=command.resume,
+            size=command.size,
+            data_root=command.data_root,
+            extractor_weights=command.extractor_weights,
+            on_train=lambda row: training_report(bar, row.folder.name),
+            on_evaluate=lambda row, sampler: evaluation_report(bar, _row_title(row.folder, sampler)),
+        )
+    _print_table(table)
+    print(f"report: {page}")
+
+
+def _row_title(folder: Path, sampler: Sampler) -> str:
+    return folder.name if sampler.steps is None else f"{folder.name}, {sampler.steps} steps"
+
+
+def run_train(command: Any) -> None:
+    """``trilemma train``."""
+    with progress_bar() as bar:
+        folder = api.train(
+            command.method,
+            command.data,
+            out=command.out,
+            recipe=command.recipe,
+            minutes=command.minutes,
+            images=command.images,
+            seed=command.seed,
+            resume=command.resume,
+            size=command.size,
+            data_root=command.data_root,
+            tracker=command.tracker,
+            options=command.options,
+            training_options=command.training,
+            report=training_report(bar, command.method),
+        )
+    print(folder)
+
+
+def run_sample(command: Any) -> None:
+    """``trilemma sample``."""
+    require(command.n >= 1, f"--n must be at least 1, not {command.n}")
+    require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
+    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    generator = Generator.load(command.run)
+    sampler = Sampler(steps=command.steps, eta=command.eta, variance=command.variance)
+    words = generator.method.describe(sampler)
+    seeds = sample_seeds(command.seed, 0, command.n)
+    if command.trajectory:
+        path = save_trajectory(generator, seeds, sampler, command.out)
+    else:
+        with progress_bar() as bar:
+            task = bar.add_task(f"sample ({words})", total=command.n, note="")
+            x = generator.stored(
+                seeds, sampler, batch_size=command.batch_size, advance=lambda done: bar.advance(task, done)
+            )
+        path = save_samples(x, generator.spec, command.out)
+    print(path)
+
+
+def run_evaluate(command: Any) -> None:
+    """``trilemma evaluate``."""
+    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    with progress_bar() as bar:
+        result = api.evaluate(
+            command.run,
+            samples=command.samples,
+            steps=command.steps,
+            eta=command.eta,
+            variance=command.variance,
+            seed=command.seed,
+            extractor=command.extractor,
+            extractor_weights=command.extractor_weights,
+            data=command.data,
+            data_root=command.data_root,
+            report=evaluation_report(bar, str(command.run)),
+        )
+    if command.json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table("score", "value")
+    for name, value in result["scores"].items():
+        table.add_row(name, "—" if value is None else f"{value:.4g}")
+    _print_table(table)
+
+
+def run_compare(command: Any) -> None:
+    """``trilemma compare``."""
+    _print_table(api.compare(command.runs, out=command.out))
+    print(f"report: {command.out}")
+
+
+def run_convert(command: Any) -> None:
+    """``trilemma convert``."""
+    print(api.convert(command.file, command.run, config=command.config, kind=command.as_))
+
+
+def run_list(command: Any) -> None:
+    """``trilemma list``."""
+    del command
+    for heading, entries in api.listing().items():
+        print(f"{heading}:")
+        width = max(len(name) for name in entries)
+        for name, line in entries.items():
+            print(f"  {name:<{width}}  {line}")
+
+
+def _print_table(table: Table) -> None:
+    """On standard output, as wide as the terminal, or wide enough when it goes into a file."""
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 180).print(table)

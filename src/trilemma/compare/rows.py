@@ -1,0 +1,177 @@
+"""Reads run folders: one row for every evaluation file, with the run's log and pictures.
+
+``RUN/eval.json`` is the default sampler, ``RUN/eval-TAG.json`` another one over the same weights; their pictures lie in
+``RUN/eval/TAG/``. A folder of run folders (a race) stands for all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trilemma.errors import RunError
+from trilemma.rows import Kind, LogPoint, Row, Scores
+
+
+def read_rows(runs: Sequence[Path]) -> list[Row]:
+    """All rows of these run or race folders, in the order given, each folder once. Raises RunError."""
+    folders: dict[Path, Path] = {}
+    for run in runs:
+        for folder in _expand(Path(run)):
+            folders.setdefault(folder.resolve(), folder)
+    if not folders:
+        raise RunError("nothing to compare: give at least one run folder, for example runs/ddgan-mnist")
+    return [row for folder in folders.values() for row in _read_run(folder)]
+
+
+def _expand(path: Path) -> list[Path]:
+    """The run folders that ``path`` stands for."""
+    if not path.exists():
+        raise RunError(f"{path} does not exist{_nearest_sibling(path)}")
+    if (path / "config.json").is_file():
+        return [path]
+    inner = [folder for folder in sorted(path.iterdir()) if (folder / "config.json").is_file()] if path.is_dir() else []
+    if not inner:
+        what = "no config.json" if path.is_dir() else "it is a file"
+        remedy = "give a folder that trilemma train has written, or one that holds such folders"
+        raise RunError(f"{path} is not a run folder: {what}; {remedy}")
+    return inner
+
+
+def _nearest_sibling(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f": there is no folder {parent} either"
+    siblings = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.4)
+    if close:
+        return f": did you mean {parent / close[0]}?"
+    return f": {parent} holds {', '.join(siblings[:8])}" if siblings else f": {parent} holds no run folders"
+
+
+def _read_run(run: Path) -> list[Row]:
+    config = _read_object(run / "config.json", "train again or restore the file")
+    evaluations = [path for path in [run / "eval.json"] if path.is_file()]
+    evaluations += sorted((path for path in run.glob("eval-*.json") if path.is_file()), key=_natural)
+    command = f"trilemma evaluate {shlex.quote(str(run))}"
+    if not evaluations:
+        raise RunError(f"{run} has not been evaluated: {command}")
+    log = _read_log(run / "log.jsonl")
+    return [_read_row(run, path, config, log, command) for path in evaluations]
+
+
+def _read_row(run: Path, path: Path, config: Mapping[str, Any], log: tuple[LogPoint, ...], command: str) -> Row:
+    remedy = f"evaluate again: {command}"
+    content = _read_object(path, remedy)
+    parts: dict[str, Mapping[str, Any]] = {}
+    for key in ("row", "scores", "protocol"):
+        part = content.get(key)
+        if not isinstance(part, dict):
+            raise RunError(f"{path} has no object named {key!r}; {remedy}")
+        parts[key] = part
+    about, protocol = parts["row"], parts["protocol"]
+    for key in (key.name for key in fields(Scores)):
+        if not _is_number(parts["scores"].get(key)):
+            raise RunError(f"{path}: score {key!r} is {parts['scores'][key]!r}, not a number; {remedy}")
+    tag = path.stem.removeprefix("eval").removeprefix("-") or "default"
+    pictures = run / "eval" / tag
+    method = str(about.get("method") or config.get("method") or run.name)
+    parameters = _number(protocol, "parameters")
+    return Row(
+        run=run,
+        tag=tag,
+        title=str(about.get("title") or config.get("title") or run.name),
+        method=method,
+        family=str(about.get("family") or ""),
+        paper=str(about.get("paper") or ""),
+        sampler=str(about.get("sampler") or tag),
+        kind=_kind(config, parts["scores"]),
+        scores=Scores(**{key.name: _number(parts["scores"], key.name) for key in fields(Scores)}),
+        parameters=None if parameters is None else int(parameters),
+        training_images=_number(protocol, "training_images"),
+        training_seconds=_number(protocol, "training_seconds"),
+        protocol=protocol,
+        config=config,
+        log=log,
+        samples=_existing(pictures / "samples.png"),
+        trajectory=_existing(pictures / "trajectory.png"),
+    )
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({_one_line(error)}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} does not hold a JSON object; {remedy}")
+    return content
+
+
+def _read_log(path: Path) -> tuple[LogPoint, ...]:
+    """The log's lines; a run without a log has no curve. A half-written last line (a run still going) is left out."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    points = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise RunError(f"{path} line {number} is not JSON ({_one_line(error)}); remove that line") from error
+        if not isinstance(entry, dict):
+            raise RunError(f"{path} line {number} is not a JSON object; remove that line")
+        losses = entry.get("losses")
+        points.append(
+            LogPoint(
+                step=int(_number(entry, "step") or 0),
+                images=_number(entry, "images"),
+                seconds=_number(entry, "seconds"),
+                losses={str(k): float(v) for k, v in losses.items() if v is not None and _is_number(v)}
+                if isinstance(losses, dict)
+                else {},
+                fid=_number(entry, "fid"),
+            )
+        )
+    return tuple(points)
+
+
+def _kind(config: Mapping[str, Any], scores: Mapping[str, Any]) -> Kind:
+    data = config.get("data")
+    spec = data.get("spec") if isinstance(data, dict) else None
+    stated = spec.get("kind") if isinstance(spec, dict) else None
+    if stated in ("images", "points"):
+        return "points" if stated == "points" else "images"
+    return "points" if "modes" in scores or "share_within_4_sigma" in scores else "images"
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _number(content: Mapping[str, Any], key: str) -> float | None:
+    value = content.get(key)
+    return float(value) if value is not None and _is_number(value) else None
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts ddim9 before ddim10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem) if part]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,89 @@
+"""The comparison as a table: for the terminal (rich) and for a README or a documentation page (Markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trilemma.rows import Column, Row, columns, differences, ranking
+
+BELOW = {"method": "sampler", "fid": "kid", "precision": "recall"}
+"""Columns that share one, first above second: so all of them fit a terminal of 80."""
+
+
+def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """The rows as a rich table, best values in bold, unequal conditions below it; print it where you like."""
+    unequal = differences(rows)
+    caption = Text("\n".join(f"! {difference.sentence()}" for difference in unequal), style="yellow")
+    table = Table(
+        title=None if title is None else Text(title, style="bold"),
+        caption=caption if unequal else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    shown = columns(rows)
+    best = {column.key: ranking(rows, column, unequal) for column in shown}
+    below = {column.key: column for column in shown if column.key in BELOW.values()}
+    stacks = [
+        [column, *(below[key] for key in below if BELOW.get(column.key) == key)]
+        for column in shown
+        if column.key not in below
+    ]
+    for stack in stacks:
+        first = stack[0]
+        side: Literal["right", "left"] = "right" if first.is_number else "left"
+        table.add_column(_heading(stack), justify=side, no_wrap=first.key != "method", overflow="fold")
+    for i, row in enumerate(rows):
+        table.add_row(*(_cell(row, stack, [i in best[column.key] for column in stack]) for stack in stacks))
+    return table
+
+
+def _heading(stack: Sequence[Column]) -> Text:
+    lines = [column.arrow for column in stack]
+    if len(stack) == 1 and stack[0].better:
+        name, _, batch = stack[0].heading.partition(" @")
+        lines = [name, (f"@{batch}" if batch else "") + lines[0][-1]]
+    return Text("\n".join(lines))
+
+
+def _cell(row: Row, stack: Sequence[Column], best: Sequence[bool]) -> Text:
+    """Text, not a string: square brackets in a title are no markup."""
+    lines = [(column.text(row), "bold" if wins else "") for column, wins in zip(stack, best, strict=True)]
+    if stack[0].key == "training":
+        lines = [(part, "") for part in lines[0][0].split(" in ")]
+    return Text("\n").join(Text(text, style=style) for text, style in lines)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, best values in bold, unequal conditions listed below it."""
+    unequal = differences(rows)
+    shown = columns(rows)
+    best = {column.key: ranking(rows, column, unequal) for column in shown}
+    lines = [
+        _line(column.arrow for column in shown),
+        _line("---:" if column.is_number else "---" for column in shown),
+    ]
+    for i, row in enumerate(rows):
+        cells = [_escape(column.text(row)) for column in shown]
+        lines.append(_line(f"**{cell}**" if i in best[c.key] else cell for c, cell in zip(shown, cells, strict=True)))
+    if unequal:
+        lines += ["", *(f"- Not equal: {_escape(difference.sentence())}" for difference in unequal)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escape(text: str) -> str:
+    """Text that stays text in Markdown, on one line."""
+    text = " ".join(text.split())
+    for sign in ("\\", "|", "*", "_", "`", "[", "]"):
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("<", "&lt;")

@@ -1,0 +1,209 @@
+"""Typed settings: frozen dataclasses filled from TOML, JSON or the command line, every problem reported at once.
+
+A dataclass is the schema. ``build`` refuses unknown keys (with the nearest valid one) and wrong types, and lists all
+problems in a single line, so nobody mends a recipe one error at a time. ``Recipe`` is a TOML file: the method, the data it
+was made for, the method's options and how to train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from trilemma.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass ``cls`` from plain values.
+
+    ``where`` names the source in messages ("recipe ddgan-mnist"). Nested dataclasses take nested mappings; lists become
+    tuples; whole numbers pass as floats.
+
+    Raises:
+        ConfigError: unknown keys, wrong types or values refused by the dataclass itself, all in one line.
+    """
+    problems: list[str] = []
+    result = _build(cls, values, "", problems)
+    if problems:
+        raise ConfigError(f"{where}: {'; '.join(problems)}")
+    return typing.cast(T, result)
+
+
+def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls) if f.init}
+    keywords: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            problems.append(str(nearest("key", f"{path}{key}", [f"{path}{name}" for name in names])))
+            continue
+        keywords[key] = _convert(hints[key], value, f"{path}{key}", problems)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init
+        and f.name not in keywords
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        problems.append(f"missing {', '.join(path + name for name in missing)}")
+    if problems:
+        return None
+    try:
+        return cls(**keywords)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return _build(hint, value, f"{path}.", problems)
+        problems.append(f"{path} must be a table of settings, not {value!r}")
+        return value
+    if not matches(hint, value):
+        problems.append(f"{path} must be {describe(hint)}, not {value!r}")
+        return value
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(value)
+    if hint is float:
+        return float(value)
+    return value
+
+
+def matches(hint: Any, value: Any) -> bool:
+    """Whether a plain value fits a type hint of the kinds that settings use."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(option, value) for option in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(matches(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """A type hint in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in arguments)
+    if origin is tuple:
+        return f"a list of {describe(arguments[0])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
+    return words.get(hint, str(hint))
+
+
+def require(condition: bool, problem: str) -> None:
+    """Refuse a setting: used in the ``__post_init__`` of option dataclasses."""
+    if not condition:
+        raise ConfigError(problem)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the engine trains, whatever the method."""
+
+    batch_size: int = 64  # images in one optimisation step, over all processes
+    minutes: float | None = None  # default budget in minutes of training time
+    images: int | None = None  # default budget in images shown; either this or minutes
+    ema_decay: float = 0.999  # decay of the averaged weights, per step
+    precision: Literal["no", "bf16", "fp16"] = "no"  # autocast
+    snapshots: int = 10  # sample grids (and quick scores) over the budget
+    probe_samples: int = 0  # samples for a quick FID at each snapshot; 0: none
+    checkpoint_minutes: float = 5.0  # full state for resuming, at least this often
+    keep_checkpoints: int = 2  # how many full states stay on disk
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+        require(0.0 <= self.ema_decay < 1.0, f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        require(self.minutes is None or self.minutes > 0, f"minutes must be positive, not {self.minutes}")
+        require(self.images is None or self.images > 0, f"images must be positive, not {self.images}")
+        require(self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}")
+        require(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is done to the data before training."""
+
+    name: str = ""  # the data set this recipe was made for
+    size: int | None = None  # resize and centre-crop to this many pixels a side
+    channels: int | None = None  # 1 (gray) or 3 (RGB)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete, named setting for one method: a TOML file."""
+
+    method: str
+    about: str = ""  # one line: what it is and where its numbers come from
+    data: DataOptions = field(default_factory=DataOptions)
+    options: dict[str, Any] = field(default_factory=dict)  # the method's own options, checked against its dataclass
+    training: Training = field(default_factory=Training)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("trilemma") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A packaged recipe by name, or a TOML file by path.
+
+    Raises:
+        ConfigError: no such recipe, TOML that does not parse, unknown keys or wrong values.
+    """
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"no recipe file {name}: give a TOML file or one of {', '.join(recipe_names())}")
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = (resources.files("trilemma") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise nearest("recipe", name, recipe_names())
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name}: not valid TOML: {error}") from error
+    return build(Recipe, values, f"recipe {name}")
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values for JSON (tuples become lists when written)."""
+    return dataclasses.asdict(settings)
+
+
+def default_recipe(method: str, data_name: str, kind: str) -> str:
+    """The recipe for a method on a data set: its own if there is one, else the method's recipe for that kind of data."""
+    names = recipe_names()
+    own = f"{method}-{data_name}"
+    if own in names:
+        return own
+    alike = {"fashion-mnist": "mnist"}.get(data_name)
+    if alike and f"{method}-{alike}" in names:
+        return f"{method}-{alike}"
+    return f"{method}-gaussians" if kind == "points" else f"{method}-small"

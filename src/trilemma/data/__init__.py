@@ -1,0 +1,22 @@
+"""Training and reference data: small known sets, 2-D points, and anybody's folder or zip of images.
+
+Everything is held in memory as uint8 (N, C, H, W) (points: float32 (N, 2, 1, 1)) together with a digest of its content.
+"""
+
+from __future__ import annotations
+
+from trilemma.data.dataset import Dataset, batch_indices, content_digest, to_float, to_uint8
+from trilemma.data.load import catalogue, load_data
+from trilemma.data.pictures import save_grid, save_points
+
+__all__ = [
+    "Dataset",
+    "batch_indices",
+    "catalogue",
+    "content_digest",
+    "load_data",
+    "save_grid",
+    "save_points",
+    "to_float",
+    "to_uint8",
+]

@@ -1,0 +1,74 @@
+"""From a word to a data set: a known name, else the path of a folder or zip of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from trilemma.data.dataset import Dataset
+from trilemma.data.folder import load_folder
+from trilemma.data.known import default_root, load_digits, load_torchvision
+from trilemma.data.toy import load_gaussians
+from trilemma.errors import ConfigError, DataError, nearest
+
+_CATALOGUE = {
+    "digits": "1,797 handwritten digits, 8x8 gray, comes with scikit-learn: no download, no held-out split",
+    "mnist": "70,000 handwritten digits, 28x28 gray, downloaded once",
+    "fashion-mnist": "70,000 pieces of clothing, 28x28 gray, downloaded once",
+    "cifar10": "60,000 photographs of ten classes, 32x32 colour, downloaded once",
+    "gaussians": "25 Gaussians on a 5x5 grid, points in the plane, drawn on the spot",
+}
+
+
+def catalogue() -> dict[str, str]:
+    """The known data sets: name to one line. A folder or zip of images is taken too."""
+    return dict(_CATALOGUE)
+
+
+def load_data(
+    data: str,
+    *,
+    split: Literal["train", "test"] = "train",
+    root: Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+) -> Dataset:
+    """Load a known set by name, or the folder or zip of images at the path ``data``. A known name goes first:
+    write ``./digits`` for a folder called digits.
+
+    Args:
+        data: a name of ``catalogue()`` (capitals don't matter) or a path.
+        split: "train", or "test" for the images held out, where there are any.
+        root: where the downloaded sets lie, or shall; ``$XDG_CACHE_HOME/trilemma`` or ``~/.cache/trilemma`` if None.
+        size: images become size x size: shorter side resized, centre cropped. None keeps them as they are.
+        channels: 1 or 3 to make the images gray or RGB. None keeps what the data is.
+
+    Raises:
+        ConfigError: a size or number of channels that can't be, or given for points; an unknown split.
+        DataError: no such set, folder or zip, nothing readable in it, no such split, or no network to fetch it.
+    """
+    if size is not None and size < 1:
+        raise ConfigError(f"--size {size}: must be at least 1 pixel")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"--channels {channels}: must be 1 (gray) or 3 (RGB)")
+    if split not in ("train", "test"):
+        raise nearest("split", split, ["train", "test"])
+    name, path = data.lower(), Path(data).expanduser()
+    if data in _CATALOGUE or (name in _CATALOGUE and not path.exists()):
+        return _load_known(name, split, default_root() if root is None else root, size, channels)
+    if not data or not path.exists():
+        raise DataError(
+            f"{nearest('data set', data, _CATALOGUE)}; or the path of a folder or zip of images, "
+            "and there is none at this one"
+        )
+    return load_folder(path, split=split, size=size, channels=channels)
+
+
+def _load_known(name: str, split: str, root: Path, size: int | None, channels: int | None) -> Dataset:
+    if name == "gaussians":
+        if size is not None or channels is not None:
+            raise ConfigError("gaussians are points: leave out --size and --channels")
+        return load_gaussians(split)
+    if name == "digits":
+        return load_digits(split, size=size, channels=channels)
+    return load_torchvision(name, split, root.expanduser(), size=size, channels=channels)

@@ -1,0 +1,92 @@
+"""Pictures of samples: a grid of images, or points in the plane. PNG, no text, no frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid  # type: ignore[import-untyped]
+
+from trilemma.errors import DataError, NonFiniteError
+from trilemma.files import write_atomically
+
+_MIN_TILE = 32  # pixels: smaller images are enlarged, else nobody sees them
+_WHITE = 255
+_FAINTEST = 0.35  # ink of a cell with a single point, 1 is black
+_MODE_COLOUR = (230, 120, 0)
+
+
+def save_grid(x: Tensor, path: Path, columns: int = 8) -> None:
+    """Samples as they are stored.
+
+    Images uint8 (N, C, H, W), C 1 or 3: row by row, edge to edge, cells left over white; below 32 pixels enlarged by a
+    whole factor, each pixel a sharp square. Points float (N, 2, 1, 1): see ``save_points``.
+
+    Raises:
+        DataError: neither of the two, no image, or no column.
+        NonFiniteError: a point is NaN or infinite.
+        RunError: the file can't be written.
+    """
+    if x.is_floating_point() and x.ndim == 4 and tuple(x.shape[1:]) == (2, 1, 1):
+        save_points(x.flatten(1), path)
+        return
+    if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0 or columns < 1:
+        raise DataError(
+            f"a grid needs uint8 (N, C, H, W) with C 1 or 3 and at least one image and column; got {x.dtype} "
+            f"{tuple(x.shape)}, {columns} columns"
+        )
+    factor = -(-_MIN_TILE // min(x.shape[2:]))
+    x = x.detach().cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    grid = make_grid(x, nrow=columns, padding=0, pad_value=_WHITE)
+    # make_grid triples a gray channel: one is enough in the file.
+    pixels = grid[0] if x.shape[1] == 1 else grid.permute(1, 2, 0)
+    _write(np.ascontiguousarray(pixels.numpy()), path)
+
+
+def save_points(points: Tensor, path: Path, *, modes: Tensor | None = None, side: int = 400) -> None:
+    """Points float (N, 2) as dark cells on white, the darker the more; window [-1, 1]^2, first coordinate to the right,
+    second up. Points outside are drawn on the border. ``modes`` (K, 2) are marked by small coloured squares.
+
+    Raises:
+        DataError: not (N, 2).
+        NonFiniteError: a value is NaN or infinite.
+        RunError: the file can't be written.
+    """
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise DataError(f"a picture of points needs (N, 2); got {tuple(points.shape)}")
+    row, column = _cells(points, side)
+    counts = np.zeros((side, side))
+    np.add.at(counts, (row, column), 1.0)
+    # Logarithm: a lone point between the modes must show beside cells that hold hundreds.
+    share = np.log1p(counts) / np.log1p(max(counts.max(), 1.0))
+    ink = np.where(counts > 0, _FAINTEST + (1.0 - _FAINTEST) * share, 0.0)
+    pixels = np.repeat(np.rint(_WHITE * (1.0 - ink)).astype(np.uint8)[..., None], 3, axis=2)
+    if modes is not None:
+        for r, c in zip(*_cells(modes, side), strict=True):
+            _mark(pixels, int(r), int(c), radius=side // 40)
+    _write(pixels, path)
+
+
+def _cells(points: Tensor, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column (N,) of each point on a side x side picture of [-1, 1]^2."""
+    values = points.detach().cpu().double().numpy()
+    if not np.isfinite(values).all():
+        raise NonFiniteError("points with NaN or infinite values can't be drawn; look at the losses before them")
+    cells = np.clip(np.floor((values + 1.0) * (side / 2)), 0, side - 1).astype(np.int64)
+    return side - 1 - cells[:, 1], cells[:, 0]
+
+
+def _mark(pixels: NDArray[np.uint8], row: int, column: int, radius: int) -> None:
+    """A hollow square around (row, column)."""
+    top, left = max(row - radius, 0), max(column - radius, 0)
+    inside = pixels[top + 1 : row + radius, left + 1 : column + radius].copy()
+    pixels[top : row + radius + 1, left : column + radius + 1] = _MODE_COLOUR
+    pixels[top + 1 : row + radius, left + 1 : column + radius] = inside
+
+
+def _write(pixels: NDArray[np.uint8], path: Path) -> None:
+    write_atomically(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG"))

@@ -1,0 +1,96 @@
+"""A trained run as something that makes images: ``gen = trilemma.load(run); gen.sample(64, seed=0)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trilemma.config import require
+from trilemma.data import to_uint8
+from trilemma.engine.run import Run
+from trilemma.methods.base import Method
+from trilemma.types import DataSpec, Sampler, SampleResult
+
+
+def sample_seeds(seed: int, start: int, stop: int) -> list[int]:
+    """The seeds of samples ``start`` to ``stop`` of one run's seed: sample i of seed s never changes."""
+    return [(seed << 32) + index for index in range(start, stop)]
+
+
+class Generator:
+    """The sampling networks of a run, on one device, with averaged weights."""
+
+    def __init__(self, method: Method, run: Run | None = None) -> None:
+        self.method = method.eval()
+        self.run = run
+
+    @classmethod
+    def load(cls, run: Path | str, device: str | None = None) -> Generator:
+        """Read a run folder.
+
+        Raises:
+            RunError: not a run, no weights, damaged weights.
+        """
+        flush_denormals()
+        opened = Run.open(run)
+        method = opened.build_method()
+        opened.load_weights(method)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(method.to(device=device, memory_format=torch.channels_last), opened)  # type: ignore[call-overload]
+
+    @property
+    def spec(self) -> DataSpec:
+        """The shape of one sample."""
+        return self.method.spec
+
+    def sample(
+        self, n: int = 64, seed: int = 0, *, steps: int | None = None, eta: float | None = None, batch_size: int = 100
+    ) -> NDArray[np.generic]:
+        """``n`` samples of a seed.
+
+        Returns:
+            uint8 images (N, H, W, C); float32 (N, 2) for points.
+        """
+        require(n >= 1, f"n must be at least 1, not {n}")
+        stored = self.stored(sample_seeds(seed, 0, n), Sampler(steps=steps, eta=eta), batch_size=batch_size)
+        return stored.flatten(1).numpy() if self.spec.kind == "points" else stored.permute(0, 2, 3, 1).numpy()
+
+    def stored(
+        self,
+        seeds: Sequence[int],
+        sampler: Sampler | None = None,
+        *,
+        batch_size: int = 100,
+        advance: Callable[[int], object] = lambda done: None,
+    ) -> Tensor:
+        """Samples as data sets are stored: uint8 (N, C, H, W), or float32 (N, 2, 1, 1) for points, on the CPU.
+
+        ``advance`` is told the number of samples made, batch by batch.
+        """
+        parts = []
+        for chunk in _chunks(seeds, batch_size):
+            x = self.method.sample(chunk, sampler).x
+            parts.append(x.float().cpu() if self.spec.kind == "points" else to_uint8(x).cpu())
+            advance(len(chunk))
+        return torch.cat(parts)
+
+    def trajectory(self, seeds: Sequence[int], sampler: Sampler | None = None) -> Tensor:
+        """States from noise to sample: (K, N, C, H, W) in the range of the data, on the CPU."""
+        result: SampleResult = self.method.sample(seeds, sampler, trajectory=True)
+        assert result.trajectory is not None
+        return result.trajectory.float().cpu()
+
+
+def _chunks(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(seeds), size):
+        yield seeds[start : start + size]
+
+
+def flush_denormals() -> None:
+    """Layers that start near zero make denormal numbers, on which a CPU crawls; threads started later inherit this."""
+    torch.set_flush_denormal(True)

@@ -1,0 +1,125 @@
+"""A run is a folder, readable without this library: JSON, PNG and safetensors.
+
+    config.json  model.safetensors  log.jsonl  samples/  checkpoints/  eval.json
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trilemma.config import build
+from trilemma.errors import RunError
+from trilemma.files import cannot_write, read_json, write_atomically, write_json
+from trilemma.methods import method_class
+from trilemma.methods.base import Method
+from trilemma.types import DataSpec
+
+
+class Run:
+    """Paths and files of one run folder."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.config_path = self.folder / "config.json"
+        self.model_path = self.folder / "model.safetensors"
+        self.log_path = self.folder / "log.jsonl"
+        self.checkpoint_folder = self.folder / "checkpoints"
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """An existing run.
+
+        Raises:
+            RunError: there is no such folder, or it is not a run.
+        """
+        run = cls(folder)
+        if not run.folder.is_dir():
+            siblings = [p.name for p in run.folder.parent.iterdir()] if run.folder.parent.is_dir() else []
+            close = difflib.get_close_matches(run.folder.name, siblings, n=1)
+            hint = f"did you mean {run.folder.parent / close[0]}?" if close else "give the folder of a trained run"
+            raise RunError(f"no run {run.folder}: {hint}")
+        if not run.config_path.is_file():
+            raise RunError(f"{run.folder} is not a run: it has no config.json; give the folder that train wrote (--out)")
+        return run
+
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        config: dict[str, Any] = read_json(self.config_path)
+        missing = [key for key in ("method", "options", "data") if not isinstance(config, dict) or key not in config]
+        if missing:
+            raise RunError(f"{self.config_path} lacks {', '.join(missing)}: it was not written by train or convert")
+        return config
+
+    def spec(self) -> DataSpec:
+        """The shape of one sample."""
+        return build(DataSpec, self.config()["data"]["spec"], str(self.config_path))
+
+    def build_method(self) -> Method:
+        """The method this run trained, with fresh weights."""
+        config = self.config()
+        kind = method_class(config["method"])
+        return kind(build(kind.Options, config["options"], str(self.config_path)), self.spec())
+
+    def save_weights(self, networks: Mapping[str, nn.Module]) -> None:
+        """model.safetensors: the averaged weights of the sampling networks."""
+        tensors: dict[str, Tensor] = {
+            f"{name}.{key}": value.detach().cpu().contiguous()
+            for name, network in networks.items()
+            for key, value in network.state_dict().items()
+        }
+        write_atomically(self.model_path, lambda p: save_file(tensors, p))
+
+    def load_weights(self, method: Method) -> None:
+        """Put model.safetensors into the method's sampling networks.
+
+        Raises:
+            RunError: no weights, damaged weights or weights of another network.
+        """
+        if not self.model_path.is_file():
+            raise RunError(f"{self.folder} has no model.safetensors: training did not get that far, or weights were left out")
+        try:
+            tensors = load_file(self.model_path)
+            for name, network in method.sampling_networks().items():
+                prefix = f"{name}."
+                network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{self.model_path} does not fit its config.json or is damaged: {reason}") from error
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to log.jsonl."""
+        try:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The records of log.jsonl; a last line cut short by a kill is left out."""
+        if not self.log_path.is_file():
+            return []
+        records = []
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def trim_log(self, step: int) -> None:
+        """Forget what was logged after ``step``: a resumed run writes it again."""
+        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.log_path, lambda p: p.write_text(text, encoding="utf-8"))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """config.json, written first: a folder with one is a run."""
+        write_json(self.config_path, dict(config))

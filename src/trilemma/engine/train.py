@@ -1,0 +1,197 @@
+"""From a method's name and a data set's to a run folder: resolve the recipe, write config.json, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain
+from trilemma.data import Dataset, catalogue, load_data
+from trilemma.engine.budget import Budget
+from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
+from trilemma.engine.loop import Probe, Progress, Trainer
+from trilemma.engine.run import Run
+from trilemma.errors import ConfigError, RunError
+from trilemma.measure.features import default_extractor, extract, load_extractor
+from trilemma.measure.fidelity import fid_only
+from trilemma.measure.modes import mode_scores
+from trilemma.measure.speed import hardware, versions
+from trilemma.methods import method_class
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a training needs, resolved and checked before any work."""
+
+    method: str
+    recipe: str
+    options: Any  # the method's options dataclass
+    training: Training
+    budget: Budget
+    data: Dataset
+    path: str | None  # the folder or zip the data came from; None for a known set
+    seed: int
+
+
+def resolve_recipe(method: str, data: str, recipe: str | None) -> tuple[str, Recipe]:
+    """The recipe's name and content: the one named, or the method's own for this data.
+
+    Raises:
+        ConfigError: no such recipe, or a recipe for another method.
+    """
+    method_class(method)
+    kind = "points" if data == "gaussians" else "images"
+    name = recipe or default_recipe(method, data, kind)
+    loaded = load_recipe(name)
+    if loaded.method != method:
+        raise ConfigError(f"recipe {name} is for {loaded.method}, not {method}: choose another with --recipe")
+    return name, loaded
+
+
+def make_plan(  # noqa: PLR0913
+    method: str,
+    data: str | Dataset,
+    *,
+    recipe: str | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    data_root: Path | None = None,
+    size: int | None = None,
+    options: Any = None,
+    training: Training | None = None,
+    path: str | None = None,
+) -> Plan:
+    """Check every setting and load the data. ``path`` says where a data set given as an object was read from."""
+    name, loaded = resolve_recipe(method, data if isinstance(data, str) else data.name, recipe)
+    kind = method_class(method)
+    options = options if options is not None else build(kind.Options, loaded.options, f"recipe {name}")
+    training = training or loaded.training
+    if minutes is None and images is None:
+        minutes, images = training.minutes, training.images
+    if minutes is None and images is None:
+        raise ConfigError(f"recipe {name} has no default budget: give --minutes or --images")
+    budget = Budget(minutes=minutes, images=images)
+    if isinstance(data, str):
+        path = data_path(data)
+        data = load_data(data, root=data_root, size=size or loaded.data.size, channels=loaded.data.channels)
+    return Plan(method, name, options, training, budget, data, path, seed)
+
+
+def data_path(data: str) -> str | None:
+    """Where a folder or zip is, for finding it again; None for a known set."""
+    return None if data in catalogue() else str(Path(data).resolve())
+
+
+def train(
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Run:
+    """Train into the folder ``out``.
+
+    Raises:
+        RunError: the folder holds a run already and ``resume`` is False, or belongs to other settings.
+        NonFiniteError: training diverged.
+    """
+    flush_denormals()
+    run = Run(out)
+    method = method_class(plan.method)(plan.options, plan.data.spec)
+    config = _config(plan, method.title())
+    resuming = _prepare_folder(run, config, resume)
+    trainer = Trainer(
+        run,
+        method,
+        plan.data,
+        plan.training,
+        plan.budget,
+        plan.seed,
+        tracker=tracker,
+        probe=_probe(plan) if plan.training.probe_samples else None,
+        report=report,
+    )
+    if resuming:
+        trainer.resume()
+    trainer.train()
+    return run
+
+
+def _prepare_folder(run: Run, config: dict[str, Any], resume: bool) -> bool:
+    """Write config.json, or check that the run found there is the same one; whether to resume."""
+    if not run.config_path.is_file():
+        if run.folder.is_dir() and any(run.folder.iterdir()):
+            raise RunError(f"{run.folder} is not empty and not a run: choose another folder with --out")
+        run.write_config(config)
+        return False
+    if not resume:
+        raise RunError(f"{run.folder} holds a run already: continue it with --resume or choose another folder with --out")
+    before = run.config()
+    same = ("method", "options", "seed")
+    changed = [key for key in same if _normal(before.get(key)) != _normal(config[key])]
+    changed += ["data"] if before["data"]["digest"] != config["data"]["digest"] else []
+    if changed:
+        raise RunError(f"{run.folder} was trained with another {', '.join(changed)}: resume with the same or choose --out")
+    return True
+
+
+def _normal(value: Any) -> Any:
+    """Tuples and lists alike, as JSON has only lists."""
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items()}
+    return [_normal(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def describe_data(data: Dataset, path: str | None) -> dict[str, Any]:
+    """What a run remembers of its data."""
+    return {
+        "name": data.name,
+        "path": path,
+        "source": data.source,
+        "split": data.split,
+        "digest": data.digest,
+        "images": len(data),
+        "spec": plain(data.spec),
+        "skipped": list(data.skipped),
+    }
+
+
+def _config(plan: Plan, title: str) -> dict[str, Any]:
+    training = replace(plan.training, minutes=plan.budget.minutes, images=plan.budget.images)
+    return {
+        "method": plan.method,
+        "title": title,
+        "recipe": plan.recipe,
+        "data": describe_data(plan.data, plan.path),
+        "options": plain(plan.options),
+        "training": plain(training),
+        "seed": plan.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _probe(plan: Plan) -> Probe:
+    """A quick score for the learning curve: FID on few samples, or modes for points."""
+    count = plan.training.probe_samples
+    seeds = sample_seeds(1, 0, count)
+    data = plan.data
+    if data.spec.kind == "points":
+        if data.modes is None or data.sigma is None:
+            raise ConfigError(f"{data.name} has no known modes to score: set probe_samples to 0")
+        modes, sigma = data.modes, data.sigma
+        return lambda generator: mode_scores(
+            generator.stored(seeds, generator.method.preview()).flatten(1), modes, sigma
+        )
+    extractor = load_extractor(default_extractor(data.name, data.spec))
+    reference = extract(data.x[:10_000], extractor)
+
+    def probe(generator: Generator) -> dict[str, float]:
+        samples = generator.stored(seeds, generator.method.preview())
+        return {"fid": fid_only(extract(samples, extractor), reference)}
+
+    return probe

@@ -1,0 +1,41 @@
+"""What can go wrong, each said in one line: what, where and what to do.
+
+The command line prints the message and exits with status 2; from Python these are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrilemmaError(Exception):
+    """Anything a user can mend. Its text is one line."""
+
+
+class ConfigError(TrilemmaError):
+    """A setting, name or recipe that does not hold."""
+
+
+class DataError(TrilemmaError):
+    """Data that cannot be found, read or used."""
+
+
+class RunError(TrilemmaError):
+    """A run folder or checkpoint that cannot be read or written."""
+
+
+class NonFiniteError(TrilemmaError):
+    """A loss or weight became NaN or infinite."""
+
+
+class ExtractorError(TrilemmaError):
+    """A feature extractor whose weights are missing or do not fit."""
+
+
+def nearest(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for an unknown name, with the nearest valid one and the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ConfigError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")

@@ -1,0 +1,70 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trilemma.errors import RunError
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
+
+    Raises:
+        RunError: the disk is full, the folder cannot be written, ...; nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The one-line error for a file that could not be written."""
+    return RunError(f"cannot write {path}: {error.strerror or error}: free some space or choose another folder with --out")
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """JSON with sorted structure kept, two-space indent, no NaN (non-finite numbers become null)."""
+    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    return write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def finite(value: Any) -> Any:
+    """The same plain value with NaN and infinities replaced by None, which JSON can say."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError when the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not valid JSON ({error}): is it damaged? restore it or train again") from error

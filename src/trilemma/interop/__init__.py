@@ -1,0 +1,1 @@
+"""Weights of public reference implementations, read into this project's networks."""

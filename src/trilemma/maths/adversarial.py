@@ -1,0 +1,57 @@
+"""Adversarial losses on logits, and the gradient penalty. Logits are (N, 1) or (N,); every loss is a batch mean.
+
+Non-saturating (Goodfellow et al. 2014):
+    L_D = E softplus(-D(real)) + E softplus(D(fake)),    L_G = E softplus(-D(fake))
+Relativistic pairing (Huang et al. 2024, R3GAN, equation 2), sample i of the one batch against sample i of the other:
+    L_D = E softplus(-(D(real) - D(fake))),    L_G = E softplus(-(D(fake) - D(real)))
+Gradient penalty (Mescheder et al. 2018; R1 on real x, R2 on fake x):
+    R = gamma / 2 E ||grad_x D(x)||^2
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trilemma.errors import ConfigError
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Scalar L_D of the non-saturating game."""
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Scalar L_G of the non-saturating game."""
+    return F.softplus(-fake_logits).mean()
+
+
+def relativistic_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Scalar L_D of the relativistic pairing game; both logits must have one shape."""
+    return F.softplus(_paired(fake, real)).mean()
+
+
+def relativistic_generator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Scalar L_G of the relativistic pairing game; both logits must have one shape."""
+    return F.softplus(_paired(real, fake)).mean()
+
+
+def _paired(first: Tensor, second: Tensor) -> Tensor:
+    """first - second, refusing shapes that would broadcast to all pairs."""
+    if first.shape != second.shape:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ConfigError(f"relativistic losses pair logits of one shape, not {shapes}")
+    return first - second
+
+
+def gradient_penalty(logits: Tensor, x: Tensor, gamma: float) -> Tensor:
+    """Scalar gamma/2 E ||grad_x D||^2, differentiable again, where ``logits`` were computed from ``x`` (N, ...).
+
+    A discriminator whose samples see each other (minibatch statistics) contributes the gradient of the sum of logits.
+    Raises ConfigError when ``x`` was not tracked.
+    """
+    if not x.requires_grad:
+        raise ConfigError("gradient penalty: x is not tracked; call x.requires_grad_() before the discriminator")
+    (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return 0.5 * gamma * grad.square().sum(dim=tuple(range(1, grad.ndim))).mean()

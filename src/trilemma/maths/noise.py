@@ -1,0 +1,80 @@
+"""Normal noise that is a pure function of (seed, draw number, element index): the same seed gives the same sample at
+any batch size and in any order.
+
+A counter-based generator (Salmon et al. 2011): with ``mix`` the SplitMix64 finaliser (Steele et al. 2014) and all sums
+and products modulo 2^64,
+
+    key = mix(mix(seed + A) + A draw),    word_j = mix(key + A (j + 1)),    A = 0x9E3779B97F4A7C15
+
+and word j, cut into two 32-bit halves h and l, gives elements 2j and 2j + 1 by Box and Muller (1958):
+
+    r = sqrt(-2 log((h + 1/2) / 2^32)),    (r cos, r sin)(2 pi l / 2^32)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trilemma.errors import ConfigError
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of the low 64 bits of ``value``: torch's integers wrap around, Python's do not."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+_A = _signed(0x9E3779B97F4A7C15)
+_M1 = _signed(0xBF58476D1CE4E5B9)
+_M2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64-bit words in which every input bit reaches every output bit."""
+    x = (x ^ _shift(x, 30)).mul_(_M1)
+    x = x.bitwise_xor_(_shift(x, 27)).mul_(_M2)
+    return x.bitwise_xor_(_shift(x, 31))
+
+
+class SeedNoise:
+    """One stream of normal noise a seed. Equal seeds give equal streams; ``draws`` counts the calls so far."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        """``seeds``: integers in [-2^63, 2^63). Raises ConfigError for none and for any other."""
+        self.seeds = tuple(int(s) for s in seeds)
+        if not self.seeds:
+            raise ConfigError("SeedNoise needs at least one seed")
+        outside = [s for s in self.seeds if not -(2**63) <= s < 2**63]
+        if outside:
+            raise ConfigError(f"seeds must lie in [-2^63, 2^63), not {outside[0]}")
+        self.device = torch.device(device)
+        self.draws = 0
+        # Metal has no float64: there the numbers are made on the CPU and copied.
+        self._home = torch.device("cpu") if self.device.type == "mps" else self.device
+        self._stream = _mix(torch.tensor(self.seeds, dtype=torch.int64, device=self._home) + _A)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def normal(self, shape: Sequence[int] = ()) -> Tensor:
+        """The next draw: float32 (len(seeds), *shape) from N(0, 1); images (C, H, W) come in channels_last."""
+        count = math.prod(shape)
+        key = _mix(self._stream + _signed(_A * self.draws))
+        self.draws += 1
+        counter = torch.arange(1, (count + 1) // 2 + 1, dtype=torch.int64, device=self._home).mul_(_A)
+        word = _mix(key[:, None] + counter)
+        # float64: in float32 the halves would lose 8 bits each and r would stop at 5.9.
+        radius = _shift(word, 32).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = (word & 0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
+        pairs = torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=-1)
+        out = pairs.float().flatten(1)[:, :count].reshape(len(self), *shape).to(self.device)
+        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out

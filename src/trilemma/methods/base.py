@@ -1,0 +1,133 @@
+"""What a method is: a module that owns its networks and says how it learns, how it samples and what it is.
+
+Everything else is somebody else's: devices, precision, processes, averaged weights, checkpoints, logs, data and the count
+of network calls. The engine lends a step its ``Tools``; sampling needs nothing but seeds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trilemma.errors import ConfigError
+from trilemma.types import Batch, DataSpec, Sampler, SampleResult
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the engine lends a method for one step.
+
+    ``networks`` are the method's own, as prepared for the device and the processes at hand: call these for every pass whose
+    parameters receive gradients, and the method's own attributes for all other passes. ``backward`` replaces
+    ``loss.backward()`` (it scales the loss where precision demands it).
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    backward: Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """How a method enters a race: a training (its recipe with some options changed) and the samplers to score."""
+
+    suffix: str = ""  # of the run folder's name
+    changes: Mapping[str, Any] = field(default_factory=dict)  # options that differ from the recipe
+    samplers: tuple[Sampler, ...] = (Sampler(),)
+
+
+class Method(nn.Module, ABC):
+    """Base class. Subclasses set the class attributes, build their networks in ``__init__`` and define the three verbs."""
+
+    name: ClassVar[str]
+    family: ClassVar[str]  # "diffusion", "denoising GAN", ...
+    paper: ClassVar[str]  # authors and year
+    Options: ClassVar[type[Any]]  # frozen dataclass: the recipe's schema
+    averaged: ClassVar[tuple[str, ...]]  # the networks that sample, whose weights the engine averages
+    entrants: ClassVar[tuple[Entrant, ...]] = (Entrant(),)  # its rows in a race
+
+    def __init__(self, options: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.options = options
+        self.spec = spec
+
+    # What it is
+
+    @abstractmethod
+    def title(self) -> str:
+        """The row's name in a table, e.g. "DDGAN, T = 4"."""
+
+    def describe(self, sampler: Sampler) -> str:
+        """The sampler in words, e.g. "DDIM, 50 steps"; refuses choices the method does not offer.
+
+        Raises:
+            ConfigError: a sampler setting the method has no use for.
+        """
+        chosen = [name for name in ("steps", "eta", "variance") if getattr(sampler, name) is not None]
+        if chosen:
+            raise ConfigError(f"{self.name} has no sampler setting {', '.join(chosen)}: leave it out")
+        return "1 step"
+
+    def tag(self, sampler: Sampler) -> str:
+        """A file-name part for the sampler; "default" for the method's own."""
+        return "default"
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The trained networks by name; each is an attribute of that name."""
+
+    def sampling_networks(self) -> dict[str, nn.Module]:
+        """The networks whose calls are counted as function evaluations."""
+        return {name: self.networks()[name] for name in self.averaged}
+
+    def preview(self) -> Sampler:
+        """A sampler quick enough for looking at a model while it trains."""
+        return Sampler()
+
+    # How it learns
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Fresh optimisers by name, over this method's parameters."""
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
+        """Exactly one optimisation step. ``progress`` in [0, 1) is the share of the budget spent; returns detached scalars."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Memory that is not in a tensor (counters, adaptive strengths), as plain numbers."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``extra_state`` gave."""
+
+    # How it samples
+
+    @abstractmethod
+    def sample(
+        self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False
+    ) -> SampleResult:
+        """One sample per seed, from that seed alone: (N, C, H, W) in [-1, 1].
+
+        Args:
+            seeds: one integer a sample.
+            sampler: the choices a method leaves; None is its default.
+            trajectory: also return the states from noise to sample.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sampling networks are."""
+        return next(self.networks()[self.averaged[0]].parameters()).device
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Give all parameter groups the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,241 @@
+"""Denoising Diffusion GAN: a conditional GAN takes a few large denoising steps (Xiao, Kreis and Vahdat 2022).
+
+The forward process has T steps with large betas. The generator predicts x_0 from x_t and a latent z, and the step is a draw
+from the Gaussian posterior around that prediction:
+
+    p_theta(x_{t-1} | x_t) = integral of q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) p(z) dz
+
+    min_D  sum_t E_q(x_t) [ E_q(x_{t-1}|x_t) softplus(-D(x_{t-1}, x_t, t)) + E_p(x_{t-1}|x_t) softplus(D(x_{t-1}, x_t, t)) ]
+    max_G  sum_t E_q(x_t) E_p(x_{t-1}|x_t) [ log sigmoid D(x_{t-1}, x_t, t) ]
+
+The real pair comes from one chain: x_{t-1} ~ q(. | x_0), then x_t ~ q(. | x_{t-1}). In the code t counts from 0 and is the index
+of the less noisy image, so ``x_next`` is the paper's x_t and ``x_t`` its x_{t-1}. T = 1 is a one-shot GAN.
+
+As in the reference, R1 is taken with respect to x_{t-1} alone, on real pairs, every ``lazy_reg`` steps and not multiplied
+by that interval. Differs from the reference: the discriminator's step builds no graph through G (the same gradients,
+less work), and the cosine follows the share of the budget spent in place of epochs.
+
+Ours, off by default: ``loss = "relativistic"`` compares each fake with the real pair of the same x_t (R3GAN's pairing);
+``r2_gamma`` penalises gradients at fakes too; ``reconstruction`` adds a squared error on x_0 to the generator, alone for the first
+``warm_share`` of the budget and fading to nothing until ``fade_share``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+
+from trilemma.config import require
+from trilemma.maths import adversarial
+from trilemma.maths.gaussian import q_sample_pair, sample_posterior
+from trilemma.maths.noise import SeedNoise
+from trilemma.maths.schedules import cosine_decay, denoising_schedule
+from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.networks.options import (
+    DiscriminatorOptions,
+    LatentOptions,
+    PointOptions,
+    UNetOptions,
+    build_denoiser,
+    build_discriminator,
+)
+from trilemma.types import Batch, DataSpec, Sampler, SampleResult
+
+
+@dataclass(frozen=True)
+class DDGANOptions:
+    """Settings of a denoising diffusion GAN; the defaults are the published CIFAR-10 ones."""
+
+    num_timesteps: int = 4  # T; 1 is a one-shot GAN
+    schedule: Literal["vp", "geometric"] = "vp"  # how the T steps divide the noise
+    beta_min: float = 0.1  # of the VP SDE (or smallest variance of the geometric schedule)
+    beta_max: float = 20.0  # of the VP SDE (or largest variance of the geometric schedule)
+    lr_g: float = 1.6e-4  # Adam's learning rate for G
+    lr_d: float = 1.25e-4  # Adam's learning rate for D
+    final_lr: float = 1e-5  # both fall to this by a cosine over the budget
+    adam_betas: tuple[float, ...] = (0.5, 0.9)  # moments, for both
+    r1_gamma: float = 0.02  # weight of the gradient penalty at real pairs
+    lazy_reg: int = 15  # the penalty is applied at every so many steps
+    loss: Literal["nonsaturating", "relativistic"] = "nonsaturating"  # the paper's, or ours
+    r2_gamma: float = 0.0  # ours: weight of the gradient penalty at fake pairs
+    reconstruction: float = 0.0  # ours: weight of the squared error on x_0 in G's loss
+    warm_share: float = 0.0  # ours: share of the budget trained by reconstruction alone
+    fade_share: float = 0.0  # ours: share of the budget at which reconstruction has faded to nothing
+    unet: UNetOptions = field(default_factory=UNetOptions)
+    latent: LatentOptions = field(default_factory=LatentOptions)
+    discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    points: PointOptions = field(default_factory=PointOptions)
+
+    def __post_init__(self) -> None:
+        require(self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}")
+        require(self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}")
+        require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
+        require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
+        require(
+            self.warm_share == 0.0 or self.reconstruction > 0.0,
+            "warm_share needs reconstruction above 0: there would be nothing to learn from",
+        )
+
+
+class DDGAN(Method):
+    """Denoising diffusion GAN, any number of steps from 1 up."""
+
+    name = "ddgan"
+    family = "denoising GAN"
+    paper = "Xiao et al. 2022"
+    Options = DDGANOptions
+    averaged = ("generator",)
+    entrants = (Entrant(), Entrant("-one-shot", {"num_timesteps": 1}))
+    options: DDGANOptions
+
+    def __init__(self, options: DDGANOptions, spec: DataSpec) -> None:
+        super().__init__(options, spec)
+        self.generator = build_denoiser(spec, options.unet, options.points, options.latent, tanh=options.unet.tanh)
+        self.discriminator = build_discriminator(spec, options.discriminator, options.points)
+        self.schedule = denoising_schedule(
+            options.num_timesteps, options.schedule, options.beta_min, options.beta_max
+        )
+        self.nz = options.points.nz if spec.kind == "points" else options.latent.nz
+        self.steps_done = 0
+
+    def title(self) -> str:
+        return f"DDGAN, T = {self.options.num_timesteps}"
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        betas = cast(tuple[float, float], self.options.adam_betas)
+        return {
+            "generator": Adam(self.generator.parameters(), lr=self.options.lr_g, betas=betas),
+            "discriminator": Adam(self.discriminator.parameters(), lr=self.options.lr_d, betas=betas),
+        }
+
+    def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
+        options = self.options
+        set_learning_rate(tools.optimizers["generator"], cosine_decay(options.lr_g, options.final_lr, progress))
+        set_learning_rate(tools.optimizers["discriminator"], cosine_decay(options.lr_d, options.final_lr, progress))
+        losses: dict[str, Tensor] = {}
+        if progress >= options.warm_share:
+            losses |= self._discriminator_step(batch.x, tools)
+        losses |= self._generator_step(batch.x, progress, tools)
+        self.steps_done += 1
+        return losses
+
+    def _draw_pair(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t, x_t and x_{t+1} of one chain."""
+        t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
+        noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
+        return t, *q_sample_pair(self.schedule.to(x_0.device), x_0, t, noise_next, noise)
+
+    def _denoise(self, generator: nn.Module, x_next: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The fake x_t and the x_0 it was drawn around."""
+        z = torch.randn(len(x_next), self.nz, device=x_next.device)
+        x_0_pred = generator(x_next, t, z)
+        noise = torch.randn_like(x_next)
+        return sample_posterior(self.schedule.to(x_next.device), x_0_pred, x_next, t, noise), x_0_pred
+
+    def _discriminator_step(self, x_0: Tensor, tools: Tools) -> dict[str, Tensor]:
+        options, discriminator = self.options, tools.networks["discriminator"]
+        t, x_t, x_next = self._draw_pair(x_0)
+        with torch.no_grad():
+            fake, _ = self._denoise(self.generator, x_next, t)
+
+        penalise = self.steps_done % options.lazy_reg == 0
+        x_t.requires_grad_(penalise and options.r1_gamma > 0)
+        fake.requires_grad_(penalise and options.r2_gamma > 0)
+        real_logits = discriminator(x_t, t, x_next)
+        fake_logits = discriminator(fake, t, x_next)
+        relativistic = options.loss == "relativistic"
+        criterion = adversarial.relativistic_discriminator_loss if relativistic else adversarial.discriminator_loss
+        loss = criterion(real_logits, fake_logits)
+        losses = {"d_loss": loss.detach()}
+        if x_t.requires_grad:
+            penalty = adversarial.gradient_penalty(real_logits, x_t, options.r1_gamma)
+            loss, losses["r1"] = loss + penalty, penalty.detach()
+        if fake.requires_grad:
+            penalty = adversarial.gradient_penalty(fake_logits, fake, options.r2_gamma)
+            loss, losses["r2"] = loss + penalty, penalty.detach()
+
+        optimizer = tools.optimizers["discriminator"]
+        optimizer.zero_grad(set_to_none=True)
+        tools.backward(loss)
+        optimizer.step()
+        return losses
+
+    def _generator_step(self, x_0: Tensor, progress: float, tools: Tools) -> dict[str, Tensor]:
+        options = self.options
+        t, x_t, x_next = self._draw_pair(x_0)
+        fake, x_0_pred = self._denoise(tools.networks["generator"], x_next, t)
+        losses: dict[str, Tensor] = {}
+        total = x_0.new_zeros(())
+        if progress >= options.warm_share:
+            # The discriminator's own parameters need no gradient here; it is this method's, not the prepared one.
+            self.discriminator.requires_grad_(False)
+            fake_logits = self.discriminator(fake, t, x_next)
+            if options.loss == "relativistic":
+                loss = adversarial.relativistic_generator_loss(self.discriminator(x_t, t, x_next), fake_logits)
+            else:
+                loss = adversarial.generator_loss(fake_logits)
+            self.discriminator.requires_grad_(True)
+            total, losses["g_loss"] = total + loss, loss.detach()
+        weight = self.reconstruction_weight(progress)
+        if weight > 0:
+            error = F.mse_loss(x_0_pred, x_0)
+            total, losses["reconstruction"] = total + weight * error, error.detach()
+
+        optimizer = tools.optimizers["generator"]
+        optimizer.zero_grad(set_to_none=True)
+        tools.backward(total)
+        optimizer.step()
+        return losses
+
+    def reconstruction_weight(self, progress: float) -> float:
+        """Full until ``warm_share``, then falling linearly to nothing at ``fade_share``; constant if that is 0."""
+        options = self.options
+        if options.fade_share <= options.warm_share:
+            return options.reconstruction
+        left = (options.fade_share - progress) / (options.fade_share - options.warm_share)
+        return options.reconstruction * min(1.0, max(0.0, left))
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"steps_done": self.steps_done}
+
+    def load_extra_state(self, state: Any) -> None:
+        self.steps_done = int(state["steps_done"])
+
+    def describe(self, sampler: Sampler) -> str:
+        steps = self.options.num_timesteps
+        require(
+            sampler.steps in (None, steps),
+            f"this DDGAN was trained for {steps} steps, not {sampler.steps}: train one with num_timesteps {sampler.steps}",
+        )
+        require(sampler.eta is None and sampler.variance is None, "ddgan has no sampler setting eta or variance")
+        return f"{steps} step{'s' if steps > 1 else ''}"
+
+    @torch.inference_mode()
+    def sample(
+        self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False
+    ) -> SampleResult:
+        self.describe(sampler or Sampler())
+        schedule = self.schedule.to(self.device)
+        noise = SeedNoise(seeds, self.device)
+        x = noise.normal(self.spec.shape).contiguous(memory_format=torch.channels_last)
+        states = [x]
+        for step in reversed(range(self.options.num_timesteps)):
+            t = torch.full((len(x),), step, device=x.device)
+            x_0 = self.generator(x, t, noise.normal((self.nz,)))
+            # The last step's posterior is x_0 itself: no noise is drawn for it.
+            z = noise.normal(self.spec.shape) if step > 0 else torch.zeros_like(x)
+            x = sample_posterior(schedule, x_0, x, t, z)
+            states.append(x)
+        return SampleResult(x, torch.stack(states) if trajectory else None)
+
+
+METHOD = DDGAN

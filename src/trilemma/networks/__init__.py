@@ -1,0 +1,1 @@
+"""Networks: maps on tensors that know nothing of data, files, devices or training."""

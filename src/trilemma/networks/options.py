@@ -1,0 +1,105 @@
+"""Settings of the shared networks as dataclasses, and the networks they describe.
+
+The defaults are those of the published CIFAR-10 denoising diffusion GAN. Lists of resolutions refer to the side of the
+feature map in pixels, after the patch front end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from trilemma.config import require
+from trilemma.networks.discriminators import TimeDiscriminator
+from trilemma.networks.mlp import PointDiscriminator, PointGenerator
+from trilemma.networks.ncsnpp import NCSNpp
+from trilemma.types import DataSpec
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """NCSN++ (Song et al. 2021), with adaptive group norm on a latent where there is one (Xiao et al. 2022)."""
+
+    channels: int = 128  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # width of each level, in multiples of channels
+    blocks: int = 2  # residual blocks a level
+    attention: tuple[int, ...] = (16,)  # feature-map sides with self-attention
+    dropout: float = 0.0  # inside residual blocks
+    resample_with_conv: bool = True  # ddpm blocks: a convolution where the resolution changes
+    fir: bool = True  # anti-aliased resampling by a FIR filter
+    fir_kernel: tuple[int, ...] = (1, 3, 3, 1)  # the filter's taps
+    skip_rescale: bool = True  # divide every residual sum by sqrt(2)
+    block: Literal["biggan", "ddpm", "biggan_oneadagn"] = "biggan"  # kind of residual block
+    progressive_output: Literal["none", "output_skip", "residual"] = "none"  # output pyramid
+    progressive_input: Literal["none", "input_skip", "residual"] = "residual"  # input pyramid
+    progressive_combine: Literal["sum", "cat"] = "sum"  # how the input pyramid joins
+    embedding: Literal["positional", "fourier"] = "positional"  # of time
+    fourier_scale: float = 16.0  # spread of the Fourier frequencies
+    tanh: bool = True  # bound the output to [-1, 1]
+    patch: int = 1  # pixel-unshuffle in front and pixel-shuffle behind: fewer pixels at full width
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """The latent z of a conditional generator and its mapping network."""
+
+    nz: int = 100  # dimension of z
+    embedding: int = 256  # width of the mapping network
+    layers: int = 3  # hidden layers of the mapping network
+
+
+@dataclass(frozen=True)
+class DiscriminatorOptions:
+    """The time-conditional discriminator D(x_t, t, x_{t+1})."""
+
+    kind: Literal["small", "large", "tiny"] = "small"  # 32 pixels, 256 pixels, or feature maps of 7 to 16 pixels
+    channels: int = 64  # half the width of the first level
+    embedding: int = 128  # of time
+    patch: int = 1  # pixel-unshuffle in front
+
+
+@dataclass(frozen=True)
+class PointOptions:
+    """Fully connected networks for points in the plane."""
+
+    hidden: int = 256  # units a layer
+    layers: int = 3  # hidden layers
+    nz: int = 2  # dimension of z
+
+
+def build_denoiser(
+    spec: DataSpec, unet: UNetOptions, points: PointOptions, latent: LatentOptions | None, *, tanh: bool
+) -> nn.Module:
+    """The network that reads (x_t, t, z): a U-Net for images, fully connected for points; ``latent`` None leaves z out."""
+    if spec.kind == "points":
+        return PointGenerator(
+            nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers
+        )
+    require(spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: prepare them with --size")
+    settings = dataclasses.asdict(unet) | {"tanh": tanh}
+    return NCSNpp(
+        image_size=spec.height,
+        in_channels=spec.channels,
+        out_channels=spec.channels,
+        nz=latent.nz if latent else 0,
+        z_embedding=latent.embedding if latent else 0,
+        z_layers=latent.layers if latent else 0,
+        **settings,
+    )
+
+
+def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: PointOptions) -> nn.Module:
+    """D(x_t, t, x_{t+1}) -> (N, 1) logits."""
+    if spec.kind == "points":
+        return PointDiscriminator(hidden=points.hidden, layers=points.layers)
+    return TimeDiscriminator(
+        in_channels=spec.channels,
+        size=spec.height,
+        channels=options.channels,
+        embedding=options.embedding,
+        kind=options.kind,
+        patch=options.patch,
+    )

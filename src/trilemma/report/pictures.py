@@ -1,0 +1,80 @@
+"""PNG files as data addresses inside the page, within a budget of bytes.
+
+A picture that fits goes in byte for byte. When all of them together are too large, the largest are reduced first to 256
+colours and then in size, and the page says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+SMALLEST_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture, or ``address`` None and the reason in ``note``. Width and height are the file's pixels."""
+
+    address: str | None
+    width: int = 0
+    height: int = 0
+    note: str = ""
+
+
+def embed(paths: Sequence[Path | None], budget: int) -> list[Picture]:
+    """One picture for each path; together their addresses take at most about ``budget`` bytes."""
+    contents = [_read(path) for path in paths]
+    sizes = sorted(len(content) for content in contents if isinstance(content, bytes))
+    limit = _fair_share(sizes, budget * 3 // 4)  # base64 makes four bytes of three
+    return [Picture(None, note=found) if isinstance(found, str) else _picture(found, limit) for found in contents]
+
+
+def _read(path: Path | None) -> bytes | str:
+    """The file's bytes if it is a sound PNG, else the reason why not."""
+    if path is None:
+        return "No picture: trilemma evaluate draws it."
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"The picture {path.name} cannot be shown: {' '.join(str(error).split()) or type(error).__name__}."
+    return content
+
+
+def _fair_share(sizes: Sequence[int], budget: int) -> int:
+    """The largest limit such that the sizes, each cut to it, fit the budget. ``sizes`` ascending."""
+    left = budget
+    for i, size in enumerate(sizes):
+        share = left // (len(sizes) - i)
+        if size > share:
+            return share
+        left -= size
+    return budget
+
+
+def _picture(content: bytes, limit: int) -> Picture:
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        width, height = image.size
+        note = ""
+        if len(content) > limit:
+            content, note = _reduce(image, limit)
+    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}", width, height, note)
+
+
+def _reduce(image: Image.Image, limit: int) -> tuple[bytes, str]:
+    flat = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    note = "Shown with 256 colours to keep this page small; the original lies in the run folder."
+    while True:
+        stream = io.BytesIO()
+        (flat if flat.mode == "L" else flat.quantize(256)).save(stream, "PNG", optimize=True)
+        if stream.tell() <= limit or min(flat.size) // 2 < SMALLEST_SIDE:
+            return stream.getvalue(), note
+        flat = flat.resize((flat.width // 2, flat.height // 2), Image.Resampling.BOX)
+        note = "Shown reduced in size to keep this page small; the original lies in the run folder."

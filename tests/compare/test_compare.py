@@ -1,0 +1,253 @@
+"""Run folders become rows, rows become tables; what is missing, broken or unequal is said in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fake_runs import evaluation, point_runs, race, run_folder
+from trilemma.compare import comparison_table, differences, markdown_table, read_rows
+from trilemma.errors import RunError
+from trilemma.rows import Row, column, count, duration, labels, ranking, significant
+
+
+def printed(rows: list[Row], width: int = 80) -> str:
+    stream = StringIO()
+    Console(file=stream, width=width).print(comparison_table(rows))
+    return stream.getvalue()
+
+
+def problem(*runs: Path) -> str:
+    with pytest.raises(RunError) as caught:
+        read_rows(runs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_evaluation_is_a_row(tmp_path: Path) -> None:
+    ddgan, ddpm, _ = race(tmp_path)
+    evaluation(ddpm, tag="ddim9", row={"title": "DDIM", "sampler": "9 steps"})
+    evaluation(ddpm, tag="ddim100", row={"title": "DDIM", "sampler": "100 steps"})
+    rows = read_rows([ddgan, ddpm])
+    assert [row.tag for row in rows] == ["default", "default", "ddim9", "ddim50", "ddim100"]
+    first = rows[0]
+    assert (first.title, first.method, first.sampler, first.kind) == ("DDGAN, T = 4", "ddgan", "4 steps", "images")
+    assert (first.scores.fid, first.scores.recall, first.scores.nfe) == (72.14, 0.621, 4)
+    assert first.scores.modes is None
+    assert (first.parameters, first.training_images, first.training_seconds) == (712_345, 92_160, 1201.5)
+    assert first.samples == ddgan / "eval/default/samples.png"
+    assert rows[3].trajectory == ddpm / "eval/ddim50/trajectory.png"
+    assert len(first.log) == 200
+    assert first.log[9].fid is not None and first.log[8].fid is None
+    assert set(first.log[0].losses) == {"generator", "discriminator"}
+
+
+def test_a_race_stands_for_its_runs_and_no_run_counts_twice(tmp_path: Path) -> None:
+    runs = race(tmp_path / "race")
+    (tmp_path / "race" / "notes").mkdir()
+    assert [row.run for row in read_rows([tmp_path / "race"])] == [runs[0], runs[1], runs[1], runs[2]]
+    assert len(read_rows([tmp_path / "race", runs[0]])) == 4
+
+
+def test_points_are_told_from_images(tmp_path: Path) -> None:
+    rows = read_rows(point_runs(tmp_path))
+    assert [row.kind for row in rows] == ["points", "points"]
+    assert [row.scores.modes for row in rows] == [24, 25]
+    text = printed(rows)
+    assert "Modes" in text and "In 4" in text and "FID" not in text
+
+
+@pytest.mark.parametrize("name", ["ddgan-mnst", "ddgan_mnist"])
+def test_a_path_that_does_not_exist_names_the_nearest(tmp_path: Path, name: str) -> None:
+    run_folder(tmp_path / "ddgan-mnist")
+    assert problem(tmp_path / name).endswith(f"does not exist: did you mean {tmp_path / 'ddgan-mnist'}?")
+
+
+def test_what_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("hello", encoding="utf-8")
+    assert "empty is not a run folder: no config.json; " in problem(tmp_path / "empty")
+    assert "file.txt is not a run folder: it is a file; " in problem(tmp_path / "file.txt")
+    assert "there is no folder" in problem(tmp_path / "nowhere" / "run")
+    assert "nothing to compare" in problem()
+
+
+def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "my run")
+    assert problem(run) == f"{run} has not been evaluated: trilemma evaluate '{run}'"
+    assert problem(tmp_path) == f"{run} has not been evaluated: trilemma evaluate '{run}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "cannot be read"),
+        ("[1]", "does not hold a JSON object"),
+        ('{"row": {}, "scores": {}}', "no object named 'protocol'"),
+        ('{"row": {}, "scores": {"fid": "low"}, "protocol": {}}', "score 'fid' is 'low', not a number"),
+        ('{"row": {}, "scores": {"fid": true}, "protocol": {}}', "score 'fid' is True, not a number"),
+    ],
+)
+def test_broken_evaluations(tmp_path: Path, text: str, expected: str) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "eval.json").write_text(text, encoding="utf-8")
+    message = problem(run)
+    assert expected in message
+    assert message.endswith(f"evaluate again: trilemma evaluate {run}")
+
+
+def test_a_half_written_last_log_line_is_left_out_and_any_other_refused(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    evaluation(run)
+    log = run / "log.jsonl"
+    log.write_text('{"step": 1, "images": 32, "seconds": 1.5, "losses": {"g": 0.5, "bad": null}}\n\n{"step": 2, "im')
+    (point,) = read_rows([run])[0].log
+    assert (point.step, point.images, point.seconds, dict(point.losses), point.fid) == (1, 32, 1.5, {"g": 0.5}, None)
+    log.write_text('{"step"\n{"step": 2}\n', encoding="utf-8")
+    assert "log.jsonl line 1 is not JSON" in problem(run)
+    log.unlink()
+    assert read_rows([run])[0].log == ()
+
+
+def test_missing_pictures_and_fields_are_no_error(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "eval.json").write_text('{"row": {}, "scores": {"fid": null}, "protocol": {}}', encoding="utf-8")
+    (row,) = read_rows([run])
+    assert (row.title, row.method, row.sampler, row.samples) == ("DDGAN, T = 4", "ddgan", "default", None)
+    assert "—" in printed([row]) and "—" in markdown_table([row])
+
+
+def test_equal_terms_have_no_differences(tmp_path: Path) -> None:
+    race(tmp_path)
+    assert differences(read_rows([tmp_path])) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "affects", "name"),
+    [
+        ("data_digest", "0" * 64, "quality", "data digest"),
+        ("extractor_digest", "0" * 64, "quality", "feature extractor's digest"),
+        ("reference_samples", 5000, "quality", "number of reference samples"),
+        ("generated_samples", 500, "quality", "number of generated samples"),
+        ("generated_samples", None, "quality", "number of generated samples"),
+        ("threads", 8, "speed", "number of threads"),
+        ("hardware", {"cpu": "another"}, "speed", "hardware"),
+    ],
+)
+def test_unequal_terms_are_named_and_stop_the_ranking(
+    tmp_path: Path, field: str, value: object, affects: str, name: str
+) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    rows[-1] = replace(rows[-1], protocol={**rows[-1].protocol, field: value})
+    (found,) = differences(rows)
+    assert (found.name, found.affects) == (name, affects)
+    assert len(found.values) == 2 and found.values[1][1] == ("SPI-GAN",)
+    assert f"- Not equal: {name} differs, " in markdown_table(rows)
+    assert found.sentence().endswith("(SPI-GAN)")
+    assert name in " ".join(printed(rows).split())
+    fid, speed = column("fid"), column("images_per_second_batch_100")
+    assert (ranking(rows, fid, (found,)) == []) == (affects == "quality")
+    assert (ranking(rows, speed, (found,)) == []) == (affects == "speed")
+
+
+def test_a_budget_is_equal_in_images_or_in_seconds(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", title="Other")
+    evaluation(a)
+    evaluation(b, row={"title": "Other"}, protocol={"training_seconds": 90})
+    assert differences(read_rows([a, b])) == ()
+    evaluation(b, row={"title": "Other"}, protocol={"training_seconds": 90, "training_images": 1000})
+    (found,) = differences(read_rows([a, b]))
+    assert (found.affects, found.values[1]) == ("training", ("1,000 in 90 s", ("Other",)))
+
+
+def test_labels_are_distinct_and_short(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    assert labels(rows) == ["DDGAN, T = 4", "DDPM", "DDIM", "SPI-GAN"]
+    same = [replace(rows[1], title="A"), replace(rows[2], title="A"), rows[3], replace(rows[3], run=Path("other"))]
+    assert labels(same) == ["A, 1000 steps", "A, 50 steps", "SPI-GAN (spigan)", "SPI-GAN (other)"]
+    assert len(set(labels([rows[0], replace(rows[0], run=Path("x") / rows[0].run.name)]))) == 2
+
+
+def test_ranking_shares_ties_and_needs_a_contest(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    assert ranking(rows, column("fid"), ()) == [3]
+    assert ranking(rows, column("recall"), ()) == [1]
+    assert ranking(rows, column("inception_score"), ()) == []  # all of them tied
+    assert ranking(rows, column("parameters"), ()) == []
+    assert ranking(rows[:1], column("fid"), ()) == []
+    twin = replace(rows[3], scores=replace(rows[3].scores, fid=16.312))  # shown alike, so no winner
+    assert ranking([*rows, twin], column("fid"), ()) == [3, 4]
+    broken = replace(rows[3], scores=replace(rows[3].scores, fid=float("nan")))
+    assert ranking([rows[0], rows[1], broken], column("fid"), ()) == [1]
+
+
+def test_the_terminal_table_fits_eighty_columns(tmp_path: Path) -> None:
+    race(tmp_path)
+    text = printed(read_rows([tmp_path]))
+    assert max(map(len, text.splitlines())) <= 80
+    for shown in ("DDGAN, T = 4", "1000 steps", "16.3", "0.0113", "0.742", "2,610", "0.00310", "712 k", "20 min"):
+        assert shown in text
+
+
+def test_names_are_text_in_both_tables(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    evaluation(run, row={"title": "[red]a|b[/red]\n*c*", "sampler": "<b>"})
+    rows = read_rows([run])
+    assert "[red]a|b[/red]" in printed(rows, 200)
+    line = markdown_table(rows).splitlines()[2]
+    assert line.startswith("| \\[red\\]a\\|b\\[/red\\] \\*c\\* | &lt;b> |")
+
+
+def test_the_markdown_table(tmp_path: Path) -> None:
+    race(tmp_path)
+    lines = markdown_table(read_rows([tmp_path])).splitlines()
+    assert lines[0].startswith("| Method | Sampler | Params | Training | FID ↓ | KID ↓ | IS ↑ | Prec. ↑ | Recall ↑ |")
+    assert lines[5].startswith(
+        "| SPI-GAN | 1 step | 534 k | 101 k in 20 min | **16.3** | **0.0113** | 8.93 | **0.773** |"
+    )
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "—"), (0, "0"), (0.0123456, "0.0123"), (9.996, "10.0"), (72.14, "72.1"), (999.9, "1,000"),
+        (2613, "2,610"), (-0.00034, "-0.000340"), (1.2345e-7, "1.23e-07"), (float("nan"), "NaN"),
+        (float("inf"), "∞"),
+    ],
+)  # fmt: skip
+def test_significant_digits(value: float | None, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_counts_and_durations() -> None:
+    assert [count(n) for n in (2000, 92_160, 712_345, 35_700_000)] == ["2,000", "92.2 k", "712 k", "35.7 M"]
+    assert [duration(s) for s in (0.42, 75, 1201.5, 12_000)] == ["0.42 s", "75 s", "20 min", "3.3 h"]
+
+
+def test_neither_compare_nor_report_imports_torch(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    evaluation(run)
+    code = (
+        "import sys; from pathlib import Path; from trilemma.compare import read_rows, comparison_table;"
+        "from trilemma.report import write_report; rows = read_rows([Path(sys.argv[1])]); comparison_table(rows);"
+        "write_report(rows, Path(sys.argv[1]) / 'r.html', 't', 'c'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_fake_runs_are_what_a_run_is(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    content = json.loads(evaluation(run).read_text(encoding="utf-8"))
+    assert set(content) == {"row", "scores", "protocol"}

@@ -1,0 +1,274 @@
+"""The page is one file that loads nothing, shows every picture, escapes every name and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fake_runs import evaluation, point_runs, race, run_folder
+from trilemma.compare import read_rows
+from trilemma.errors import RunError
+from trilemma.report import write_report
+from trilemma.report.headline import corners, findings, headline
+from trilemma.report.pictures import embed
+from trilemma.report.plots import colours, learning_plot, loss_plots, trilemma_plot
+from trilemma.rows import Row, differences, labels
+
+LARGEST = 6_000_000
+NAME = '<script>alert("x")</script></script> & {{ 7 * 7 }}'
+
+
+class Page(HTMLParser):
+    """The tags with their attributes, the text outside scripts and styles, and the scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        elif self.cdata_elem is None:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {entry["id"]: entry["figure"] for entry in json.loads(self.scripts[0])}
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def made(rows: list[Row], folder: Path) -> tuple[str, Page]:
+    text = write_report(rows, folder / "report.html", "MNIST race", "trilemma compare runs/*").read_text("utf-8")
+    return text, Page(text)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    folder = tmp_path_factory.mktemp("runs")
+    race(folder)
+    return read_rows([folder])
+
+
+@pytest.fixture(scope="module")
+def page(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    return made(rows, tmp_path_factory.mktemp("page"))
+
+
+def test_the_page_loads_nothing(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    assert len(text.encode()) < LARGEST
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "srcset", "data", "action", "poster", "background"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("data:", "#")), (tag, address)
+    assert not any("src" in attributes for attributes in parsed.all("script"))
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert "url(" not in style and "@import" not in style
+    (policy,) = [m["content"] for m in parsed.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and policy.startswith("default-src 'none'") and "http" not in policy
+    assert text.count("plotly.js v") == 1
+    assert "showSendToCloud: false" in text
+
+
+def test_every_picture_is_inside_byte_for_byte(page: tuple[str, Page], rows: list[Row]) -> None:
+    _, parsed = page
+    inside = [image["src"] for image in parsed.all("img")]
+    assert len(inside) == 2 * len(rows)
+    for row in rows:
+        for path in (row.samples, row.trajectory):
+            assert path is not None
+            assert f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" in inside
+    assert all(image.get("alt") and image.get("width") for image in parsed.all("img"))
+
+
+def test_every_place_of_a_plot_has_its_figure_and_back(page: tuple[str, Page]) -> None:
+    _, parsed = page
+    places = {tag["id"] for tag in parsed.all("div") if "plot" in (tag.get("class") or "").split()}
+    assert places == set(parsed.figures) == {"trilemma-images", "learning", "losses-0", "losses-1", "losses-2"}
+
+
+def test_the_numbers_protocol_and_command_are_in_words(page: tuple[str, Page], rows: list[Row]) -> None:
+    _, parsed = page
+    for words in (
+        "SPI-GAN has the best quality (FID 16.3) and the highest speed (2,610 images/s); DDPM has the best coverage",
+        "Some Processor 3000",
+        "torch 2.9.0",
+        "0..1999",
+        "trilemma compare runs/*",
+        str(rows[0].run),
+        "9f2c41d07be3a5186c0d4e7f9f2c41d07be3a5186c0d4e7f9f2c41d07be3a518",
+        "0.00310",
+        "92.2 k in 20 min",
+    ):
+        assert words in parsed.words
+    assert "equal terms" not in parsed.words
+    assert not any(tag.get("class") == "absent" for tag in parsed.all("p"))
+
+
+def test_names_stay_text_everywhere(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", title=NAME, method="<b>m</b>", losses=("</script><i>loss</i>",))
+    evil = {"title": NAME, "sampler": '"><img src=x onerror=alert(1)>', "paper": "<u>"}
+    evaluation(run, row={**evil, "method": "<b>m</b>"}, protocol={"data": "</style>", "<em>": "<em>"}, pictures=False)
+    text, parsed = made(read_rows([run]), tmp_path)
+    assert NAME in parsed.text and "{{ 7 * 7 }}" in parsed.text
+    assert "<script>alert" not in text and "</script><i>" not in text
+    assert {tag for tag, _ in parsed.tags} & {"b", "em", "u", "img"} == set()
+    assert len(parsed.all("script")) == 3
+    # plotly reads tags in its texts, so there the name is escaped once more
+    (dot,) = parsed.figures["trilemma-images"]["data"]
+    assert dot["text"] == ['&lt;script&gt;alert("x")&lt;/script&gt;&lt;/script&gt; &amp; {{ 7 * 7 }}']
+    assert "<script" not in json.dumps(parsed.figures)
+
+
+def test_unequal_terms_are_shown_and_name_no_winner(rows: list[Row], tmp_path: Path) -> None:
+    protocol = {**rows[0].protocol, "data_digest": "0" * 64, "threads": 8}
+    unequal = [replace(rows[0], protocol=protocol), *rows[1:]]
+    text, parsed = made(unequal, tmp_path)
+    assert "not made on equal terms" in parsed.words
+    assert "data digest differs, quality and coverage scores cannot be ranked" in parsed.words
+    assert "number of threads differs, times cannot be ranked" in parsed.words
+    assert "No row can be called best" in parsed.words
+    assert 'class="number best"' not in text
+    assert parsed.words.count("not measured on equal terms") == 3
+    found = findings(unequal, labels(unequal), differences(unequal))
+    assert found[0] == "DDGAN, T = 4 against DDPM: 250 times fewer network evaluations."
+
+
+def test_missing_pictures_logs_and_scores_are_said_in_words(rows: list[Row], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    scores = replace(rows[0].scores, images_per_second_batch_100=None)
+    poor = replace(rows[0], samples=broken, trajectory=None, log=(), scores=scores)
+    _, parsed = made([poor], tmp_path)
+    assert parsed.all("img") == []
+    assert "The picture broken.png cannot be shown" in parsed.words
+    assert "No picture: trilemma evaluate draws it." in parsed.words
+    assert "Without a training log: DDGAN, T = 4" in parsed.words
+    assert "there is no quality curve" in parsed.words
+    assert "Not in the plot, for want of a speed or a quality score: DDGAN, T = 4" in parsed.words
+    assert parsed.figures == {}
+
+
+def test_numbers_that_are_not_finite_leave_the_page_whole(rows: list[Row], tmp_path: Path) -> None:
+    nan = float("nan")
+    spoilt = replace(rows[0], scores=replace(rows[0].scores, fid=nan, recall=nan, images_per_second_batch_100=nan))
+    spoilt = replace(spoilt, log=tuple(replace(point, losses={"g": nan}, fid=nan) for point in spoilt.log))
+    _, parsed = made([spoilt, rows[3]], tmp_path)
+    assert "NaN" in parsed.words and "NaN" not in parsed.scripts[0].replace("FID NaN", "")
+    assert [trace["name"] for trace in parsed.figures["learning"]["data"]] == ["SPI-GAN"]
+
+
+def test_points(tmp_path: Path) -> None:
+    _, parsed = made(read_rows(point_runs(tmp_path)), tmp_path)
+    assert "DDPM has the best quality (0.981 of the samples within 4σ) and the best coverage (25 modes)" in parsed.words
+    figure = parsed.figures["trilemma-points"]
+    assert "share" in figure["layout"]["yaxis"]["title"]["text"]
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < high < 1.05
+    assert "FID" not in " ".join(tag.get("title") or "" for tag in parsed.all("button"))
+
+
+def test_images_and_points_together_get_a_plot_each(rows: list[Row], tmp_path: Path) -> None:
+    _, parsed = made([*rows, *read_rows(point_runs(tmp_path))], tmp_path)
+    assert {"trilemma-images", "trilemma-points"} <= set(parsed.figures)
+    assert "data differs" in parsed.words
+
+
+def test_up_is_better_right_is_faster_large_covers_more(rows: list[Row]) -> None:
+    figure, left_out = trilemma_plot(rows, labels(rows), colours(rows))
+    assert figure is not None and left_out == []
+    dots = {trace["name"]: trace for trace in figure["data"] if "markers" in trace["mode"]}
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low > high  # reversed: a small FID is at the top
+    assert dots["SPI-GAN"]["x"][0] > dots["DDPM"]["x"][0]
+    area = {name: dot["marker"]["size"] ** 2 for name, dot in dots.items()}
+    assert area["DDPM"] / area["SPI-GAN"] == pytest.approx(0.742 / 0.171, rel=0.02)
+    assert dots["DDPM"]["marker"]["color"] == dots["DDIM"]["marker"]["color"] != dots["SPI-GAN"]["marker"]["color"]
+    assert dots["DDPM"]["marker"]["symbol"] != dots["DDIM"]["marker"]["symbol"]
+    assert figure["front"] is False  # SPI-GAN is both the fastest and the best: no staircase
+
+
+def test_the_front_leaves_out_what_is_beaten(rows: list[Row]) -> None:
+    better = replace(rows[1], scores=replace(rows[1].scores, fid=3.0))
+    figure, _ = trilemma_plot([rows[0], better, rows[2], rows[3]], labels(rows), colours(rows))
+    assert figure is not None and figure["front"] is True
+    assert (figure["data"][0]["x"], figure["data"][0]["y"]) == ([1.62, 2613.0], [3.0, 16.31])
+    assert figure["layout"]["yaxis"]["type"] == "log"
+
+
+def test_learning_curves_have_one_line_a_run(rows: list[Row]) -> None:
+    figure = learning_plot(rows, labels(rows), colours(rows))
+    assert figure is not None
+    assert [trace["name"] for trace in figure["data"]] == ["DDGAN, T = 4", "DDPM", "SPI-GAN"]
+    assert all(len(trace["x"]) == 20 for trace in figure["data"])
+    losses = loss_plots(rows, labels(rows))
+    assert [name for name, _ in losses] == ["DDGAN, T = 4", "DDPM", "SPI-GAN"]
+    assert all(len(trace["x"]) <= 160 for _, figure in losses for trace in figure["data"])
+
+
+def test_sentences_come_from_the_numbers(rows: list[Row]) -> None:
+    names = labels(rows)
+    assert findings(rows, names, ()) == [
+        "DDGAN, T = 4 against DDPM: 250 times fewer network evaluations, 248 times as many images a second, "
+        "FID 72.1 against 49.7 (1.5 times as high), recall 0.621 against 0.742.",
+        "DDGAN, T = 4 against DDIM: 12.5 times fewer network evaluations, 12.1 times as many images a second, "
+        "FID 72.1 against 58.2 (1.2 times as high), recall 0.621 against 0.718.",
+    ]
+    assert headline(rows[:1], names[:1], ()) == "DDGAN, T = 4: FID 72.1, recall 0.621 and 402 images/s."
+    all_three = replace(rows[3], scores=replace(rows[3].scores, recall=0.9))
+    assert headline([rows[0], all_three], ["A", "B"], ()) == (
+        "B leads in all three: FID 16.3, recall 0.900 and 2,610 images/s."
+    )
+    twin = replace(rows[0], title="Twin")
+    assert headline([rows[0], twin], ["A", "Twin"], ()).startswith("No row can be called best")
+    assert [corner.note for corner in corners([rows[0], twin], ["A", "Twin"], ())] == ["all tied"] * 3
+    assert headline([rows[0], rows[0], rows[1]], ["A", "B", "C"], ()) == (
+        "C has the best quality (FID 49.7) and the best coverage (recall 0.742); "
+        "A and B share the highest speed (402 images/s)."
+    )
+
+
+def test_large_pictures_are_reduced_to_the_budget(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.new("L", (224, 224), 30).save(small)
+    Image.effect_noise((900, 900), 80).convert("RGB").save(large)
+    first, second = embed([small, large], 200_000)
+    assert first.note == "" and first.address is not None
+    assert base64.b64decode(first.address.split(",")[1]) == small.read_bytes()
+    assert second.address is not None and len(second.address) < 200_000
+    assert "reduced" in second.note
+    assert (second.width, second.height) == (900, 900)
+
+
+def test_nothing_half_written_and_clear_refusals(rows: list[Row], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "down" / "report.html"
+    assert write_report(rows[:1], out, "t", "c") == out
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    with pytest.raises(RunError, match="is a folder: give a file name"):
+        write_report(rows, tmp_path, "t", "c")
+    with pytest.raises(RunError, match="nothing to report"):
+        write_report([], out, "t", "c")
+    with pytest.raises(RunError, match="cannot write"):
+        write_report(rows[:1], out / "below-a-file.html", "t", "c")
