@@ -22,7 +22,7 @@ LEVELS = {
     "networks": 2, "augment": 2, "data": 2, "measure": 2,
     "methods": 3, "interop": 3,
     "engine": 4,
-    "compare": 5, "report": 5,
+    "comparison": 5, "report": 5,
     "api": 6, "cli": 6, "commands": 6, "__main__": 6, "": 6,
 }  # fmt: skip
 """Level of each part; "" is the package's own ``__init__``, which lends out the names of ``api``."""
@@ -30,7 +30,7 @@ LEVELS = {
 FILES = {0, 6}
 """The levels made of single files: they lie in one folder, so they may use each other."""
 
-TORCH_FREE = {"types", "errors", "config", "rows", "files", "report", "compare"}
+TORCH_FREE = {"types", "errors", "config", "rows", "files", "report", "comparison"}
 TORCH = {"torch", "torchvision", "torchdiffeq", "torch_fidelity", "accelerate"}
 
 
@@ -166,7 +166,7 @@ def package(root: Path, files: dict[str, str]) -> Path:
         ("maths/sde.py", "from trilemma.networks import mlp", "imports trilemma.networks"),
         ("maths/sde.py", "def f():\n    from ..engine.loop import train", "imports trilemma.engine.loop"),
         ("data/mnist.py", "import trilemma.measure.speed", "imports trilemma.measure.speed"),
-        ("compare/rows.py", "from ..report import html", "imports trilemma.report"),
+        ("comparison/rows.py", "from ..report import html", "imports trilemma.report"),
         ("types.py", "from .maths.sde import drift", "imports trilemma.maths.sde"),
         ("methods/ddgan.py", "from trilemma import cli", "imports trilemma.cli"),
         ("engine/loop.py", "from trilemma import train", "imports trilemma (level 6)"),
@@ -196,10 +196,10 @@ def test_downward_imports_pass(tmp_path: Path) -> None:
     [
         ({"types.py": "import torch"}, "trilemma.types -> torch"),
         ({"report/html.py": "def f():\n    from torch import nn"}, "trilemma.report.html -> torch"),
-        ({"compare/a.py": "import torch_fidelity.metrics"}, "trilemma.compare.a -> torch_fidelity.metrics"),
+        ({"comparison/a.py": "import torch_fidelity.metrics"}, "trilemma.comparison.a -> torch_fidelity.metrics"),
         (
-            {"compare/a.py": "from ..measure import speed", "measure/speed.py": "import torch"},
-            "trilemma.compare.a -> trilemma.measure.speed -> torch",
+            {"comparison/a.py": "from ..measure import speed", "measure/speed.py": "import torch"},
+            "trilemma.comparison.a -> trilemma.measure.speed -> torch",
         ),
         (
             {"report/a.py": "from ..data.b import c", "data/__init__.py": "import torchvision", "data/b.py": "c = 1"},

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from trilemma.compare import comparison_table, read_rows
+from trilemma.comparison import comparison_table, read_rows
 from trilemma.config import Recipe, build, recipe_names
 from trilemma.data import Dataset, catalogue, load_data
 from trilemma.engine import evaluate as evaluation
@@ -18,7 +18,7 @@ from trilemma.engine.convert import convert
 from trilemma.engine.generator import Generator
 from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
-from trilemma.errors import ConfigError
+from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import default_extractor, load_extractor
 from trilemma.methods import method_class, method_summaries
 from trilemma.methods.base import Entrant
@@ -51,6 +51,7 @@ def train(  # noqa: PLR0913
     training_options: Any = None,
     path: str | None = None,
     report: Callable[[Progress], None] = quiet,
+    on_data: Callable[[Dataset], None] = quiet,
 ) -> Path:
     """Train a method into a run folder and return the folder.
 
@@ -63,6 +64,7 @@ def train(  # noqa: PLR0913
         options, training_options: settings in place of the recipe's.
         path: where a data set given as an object was read from, so that ``evaluate`` finds it again.
         report: called after every step with the progress.
+        on_data: called with the data once it is loaded.
 
     Raises:
         TrilemmaError: anything a user can mend, in one line.
@@ -82,6 +84,7 @@ def train(  # noqa: PLR0913
         training=training_options,
         path=path,
     )
+    on_data(plan.data)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{plan.data.name}"
     return training.train(plan, folder, resume=resume, tracker=tracker, report=report).folder
 
@@ -136,15 +139,15 @@ class RaceRow:
 
 def race_rows(data: str, methods: Sequence[str], folder: Path) -> list[RaceRow]:
     """The trainings of a race, every setting checked before any work."""
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"a race takes each method once, not {', '.join(methods)}")
     rows = []
     for method in methods:
         kind = method_class(method)
         recipe, loaded = training.resolve_recipe(method, data, None)
         for entrant in kind.entrants:
             options = build(kind.Options, {**loaded.options, **entrant.changes}, f"recipe {recipe}")
-            rows.append(
-                RaceRow(method, entrant, folder / f"{method}{entrant.suffix}", options, recipe, loaded)
-            )
+            rows.append(RaceRow(method, entrant, folder / f"{method}{entrant.suffix}", options, recipe, loaded))
     return rows
 
 
@@ -169,38 +172,59 @@ def race(  # noqa: PLR0913
     size: int | None = None,
     data_root: Path | str | None = None,
     extractor_weights: Path | None = None,
+    on_data: Callable[[Dataset], None] = quiet,
     on_train: Callable[[RaceRow], Callable[[Progress], None]] = lambda row: quiet,
     on_evaluate: Callable[[RaceRow, Sampler], Callable[[str, int, int], None]] = lambda row, sampler: quiet,
 ) -> tuple[Table, Path]:
     """Train each method on the same data and budget, one after the other, score all, draw the comparison.
 
+    With ``resume``, finished rows are kept and an interrupted one goes on.
+
     Returns:
         the table and the path of report.html.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
     """
     name = data if data in catalogue() else Path(data).stem
     folder = Path(out) if out is not None else Path("runs") / f"race-{name}"
     rows = race_rows(data, methods, folder)
+    taken = [str(row.folder) for row in rows if Run(row.folder).config_path.is_file()]
+    if taken and not resume:
+        raise RunError(f"{', '.join(taken)} from an earlier race: go on with --resume or choose another --out")
     loaded = _race_data(data, rows, size, None if data_root is None else Path(data_root))
+    on_data(loaded)
     if loaded.spec.kind == "images":  # better now than after hours of training
         load_extractor(default_extractor(loaded.name, loaded.spec), extractor_weights)
-    evaluated = []
     for row in rows:
-        if not (resume and Run(row.folder).model_path.is_file()):
-            train(
-                row.method, loaded, out=row.folder, recipe=row.recipe, minutes=minutes, images=images, seed=seed,
-                resume=resume and Run(row.folder).config_path.is_file(),
-                options=row.options, training_options=row.loaded.training, path=training.data_path(data), report=on_train(row),
-            )  # fmt: skip
+        train(
+            row.method,
+            loaded,
+            out=row.folder,
+            recipe=row.recipe,
+            minutes=minutes,
+            images=images,
+            seed=seed,
+            resume=Run(row.folder).config_path.is_file(),
+            options=row.options,
+            training_options=row.loaded.training,
+            path=training.data_path(data),
+            report=on_train(row),
+        )
+        method = method_class(row.method)(row.options, loaded.spec)
         for sampler in row.entrant.samplers:
-            method = method_class(row.method)(row.options, loaded.spec)
-            if not (resume and evaluation.eval_path(Run(row.folder), method, sampler).is_file()):
+            if not evaluation.is_current(Run(row.folder), method, sampler):
                 evaluate(
-                    row.folder, samples=samples, steps=sampler.steps, seed=seed, data=loaded,
-                    extractor_weights=extractor_weights, report=on_evaluate(row, sampler),
-                )  # fmt: skip
-        evaluated.append(row.folder)
+                    row.folder,
+                    samples=samples,
+                    **dataclasses.asdict(sampler),
+                    seed=seed,
+                    data=loaded,
+                    extractor_weights=extractor_weights,
+                    report=on_evaluate(row, sampler),
+                )
     page = folder / "report.html"
-    return compare(evaluated, out=page, title=f"Race on {name}"), page
+    return compare([row.folder for row in rows], out=page, title=f"Race on {name}"), page
 
 
 def listing() -> dict[str, dict[str, str]]:

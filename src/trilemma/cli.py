@@ -1,8 +1,8 @@
 """The ``trilemma`` command: parse, then call.
 
 Each command is a dataclass whose fields are its flags. ``train`` also has the recipe's settings as flags
-(``--options.unet.channels 64``, ``--training.batch-size 32``). Results go to standard output, words and progress to standard error;
-bad input is one line and exit status 2.
+(``--options.unet.channels 64``, ``--training.batch-size 32``). Results go to standard output, words and progress to
+standard error; bad input is one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +138,14 @@ COMMANDS: dict[str, type[Any]] = {
     "convert": Convert,
     "list": List,
 }
-POSITIONAL = {"race": ("data",), "train": ("method",), "sample": ("run",), "evaluate": ("run",), "compare": ("runs",)}
-POSITIONAL |= {"convert": ("file", "run")}
+POSITIONAL: dict[str, tuple[str, ...]] = {
+    "race": ("data",),
+    "train": ("method",),
+    "sample": ("run",),
+    "evaluate": ("run",),
+    "compare": ("runs",),
+    "convert": ("file", "run"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)
 
 
-def parse(cls: type[Any], name: str, arguments: Sequence[str], default: Any = None) -> Any:
+def parse(cls: type[Any], name: str, arguments: Sequence[str]) -> Any:
     """Fill a command's dataclass from its flags.
 
     Raises:
@@ -177,16 +185,13 @@ def parse(cls: type[Any], name: str, arguments: Sequence[str], default: Any = No
     """
     import tyro
 
-    marked = _with_positionals(cls, POSITIONAL.get(name, ()))
+    marked = _marked(cls, POSITIONAL.get(name, ()))
     if not any(argument in ("-h", "--help") for argument in arguments):
         _check_flags(cls, name, arguments)
     words = io.StringIO()
-    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(words):
-            parsed = tyro.cli(
-                marked, prog=f"trilemma {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **options
-            )
+            parsed = tyro.cli(marked, prog=f"trilemma {name}", args=arguments)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -194,29 +199,31 @@ def parse(cls: type[Any], name: str, arguments: Sequence[str], default: Any = No
     return parsed
 
 
-def _with_positionals(cls: type[Any], names: Sequence[str]) -> Any:
-    """The same dataclass with some fields marked as positional for the parser."""
+def _marked(cls: type[Any], positional: Sequence[str]) -> type[Any]:
+    """The same dataclass with hints for the parser: fields without a flag, and ``as_`` as the flag ``--as``."""
     import tyro
 
-    for field in names:
-        hint = cls.__annotations__[field]
-        if not isinstance(hint, str):
-            continue
-        resolved = {"str": str, "Path": Path, "tuple[Path, ...]": tuple[Path, ...]}[hint]
-        cls.__annotations__[field] = tyro.conf.Positional[resolved]
+    as_positional: Any = tyro.conf.Positional
+    for owner in cls.__mro__:
+        hints = typing.get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
+        for field in set(hints) & set(vars(owner).get("__annotations__", {})):
+            if field in positional:
+                owner.__annotations__[field] = as_positional[hints[field]]
+            elif field.endswith("_"):
+                owner.__annotations__[field] = typing.Annotated[hints[field], tyro.conf.arg(name=field.strip("_"))]
     return cls
 
 
 def flags(cls: Any, prefix: str = "") -> list[str]:
-    """All flags of a command, nested settings included."""
-    import typing
-
+    """All flags of a command, nested settings included; a switch has a second one with no- in front of its name."""
     hints = typing.get_type_hints(cls)
     names: list[str] = []
     for field in dataclasses.fields(cls):
-        name = f"{prefix}{field.name.strip('_').replace('_', '-')}"
-        hint = hints.get(field.name)
-        names += flags(hint, f"{name}.") if dataclasses.is_dataclass(hint) else [f"--{name}"]
+        hint, name = hints.get(field.name), field.name.strip("_").replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            names += flags(hint, f"{prefix}{name}.")
+        else:
+            names += [f"--{prefix}{name}"] + ([f"--{prefix}no-{name}"] if hint is bool else [])
     return names
 
 
@@ -231,18 +238,35 @@ def _check_flags(cls: Any, name: str, arguments: Sequence[str]) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The parser's boxed message as one line."""
+    """The first sentence of the parser's boxed message, in plain words."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("For full helptext", "trilemma", "Argument helptext"))]
-    return re.sub(r"\s+", " ", "; ".join(kept)).replace(":;", ":") or "the arguments do not parse"
+    rows = [row.strip("│╭╮╰╯|+ \t") for row in text.splitlines()][1:]  # below the title
+    below = itertools.dropwhile(lambda row: not re.search(r"\w", row), rows)
+    body = " ".join(itertools.takewhile(lambda row: re.search(r"\w", row), below))  # up to a rule or an empty row
+    parsing = re.match(r"Error parsing (\S+):", body)
+    if parsing is None:
+        words = re.sub(r"Missing from [\w ]+:", "missing", body.replace("(required)", ""))
+        words = re.sub(r"one of \((.*)\)", lambda found: f"one of {_choices(found[1])}", words)
+        return re.sub(r"\s+", " ", words).strip(" .") or "the arguments do not parse"
+    flag = parsing[1]
+    wanted = next((row.removeprefix(flag) for row in rows if row.startswith(f"{flag} ")), "")
+    kind = "whole number" if "INT" in wanted else "number"
+    value = " ".join(re.findall(r"'(.*?)'", body))
+    return f"{flag} must be {kind + 's' if '[' in wanted else 'a ' + kind}, not {value!r}"
+
+
+def _choices(listed: str) -> str:
+    """The parser's choices, which it lists in any order, without the None that stands for leaving a flag out."""
+    return ", ".join(sorted(set(listed.split(", ")) - {"'None'"}))
 
 
 def _parse_train(arguments: Sequence[str]) -> Any:
     """``train`` takes its recipe's settings as flags too, so the recipe is read first."""
     wants_help = any(argument in ("-h", "--help") for argument in arguments)
     method = next((a for i, a in enumerate(arguments) if not a.startswith("-") and _free(arguments, i)), None)
-    if method is None or (wants_help and method is None):
+    if method is None and not wants_help:
+        raise ConfigError("train: a method is missing: for example trilemma train ddgan --data digits")
+    if method is None:
         return parse(Train, "train", arguments)
     data, recipe = _value(arguments, "--data"), _value(arguments, "--recipe")
     if data is None and not wants_help:
@@ -265,6 +289,7 @@ def _parse_train(arguments: Sequence[str]) -> Any:
         kw_only=True,
     )
     full.__doc__ = Train.__doc__
+    full.__module__, full.__qualname__ = Train.__module__, Train.__qualname__  # where the help's comments are read
     return parse(full, "train", arguments)
 
 
@@ -283,5 +308,3 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
         if argument.startswith(f"{flag}="):
             return argument.split("=", 1)[1]
     return None
-
-

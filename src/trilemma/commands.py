@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trilemma import api
 from trilemma.config import require
+from trilemma.data import Dataset
 from trilemma.engine import loop
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.outputs import save_samples, save_trajectory
+from trilemma.engine.outputs import check_out, save_samples, save_trajectory
 from trilemma.types import Sampler
 
 WORDS = Console(stderr=True)
@@ -25,7 +27,7 @@ WORDS = Console(stderr=True)
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A live bar on standard error with the time left."""
+    """A live bar on standard error with the time left; it is there once a ``Line`` has something to show."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,13 +37,32 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=WORDS, refresh_per_second=2) as bar:
+    bar = Progress(*columns, console=WORDS, refresh_per_second=2)
+    try:
         yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+class Line:
+    """One line of the bar."""
+
+    def __init__(self, bar: Progress, title: str) -> None:
+        self.bar, self.title = bar, title
+        self.task: TaskID | None = None
+
+    def show(self, share: float, note: str = "") -> None:
+        """Set the share done, in [0, 1], and the words behind it."""
+        if self.task is None:
+            self.bar.start()
+            self.task = self.bar.add_task(escape(self.title), total=1.0, note="")
+        self.bar.update(self.task, completed=min(1.0, share), note=escape(note))
 
 
 def training_report(bar: Progress, title: str) -> Callable[[loop.Progress], None]:
     """Shows a training: share of the budget, images a second, losses, the last quick score."""
-    task = bar.add_task(f"train {title}", total=1.0, note="")
+    line = Line(bar, f"train {title}")
 
     def report(progress: loop.Progress) -> None:
         notes = [f"{progress.images:,} images"]
@@ -49,19 +70,23 @@ def training_report(bar: Progress, title: str) -> Callable[[loop.Progress], None
             notes.append(f"{progress.images / progress.seconds:.0f}/s")
         notes += [f"{name} {value:.3g}" for name, value in progress.losses.items()]
         notes += [f"{name} {value:.1f}" for name, value in progress.scores.items()]
-        bar.update(task, completed=min(1.0, progress.fraction), note="  ".join(notes))
+        line.show(progress.fraction, "  ".join(notes))
 
     return report
 
 
 def evaluation_report(bar: Progress, title: str) -> Callable[[str, int, int], None]:
     """Shows an evaluation: what is being done and how far."""
-    task = bar.add_task(f"score {title}", total=1.0, note="")
+    line = Line(bar, f"score {title}")
+    return lambda what, done, total: line.show(done / total, f"{what} {done:,}/{total:,}")
 
-    def report(what: str, done: int, total: int) -> None:
-        bar.update(task, completed=done / total, note=f"{what} {done:,}/{total:,}")
 
-    return report
+def name_skipped(data: Dataset) -> None:
+    """Say on standard error which files of the data could not be used, the first few by name."""
+    count = len(data.skipped)
+    if count:
+        first = "; ".join(data.skipped[:3]) + ("; ..." if count > 3 else "")
+        print(f"skipped {count} file{'s' if count > 1 else ''}: {first}", file=sys.stderr)
 
 
 def run_race(command: Any) -> None:
@@ -82,6 +107,7 @@ def run_race(command: Any) -> None:
             size=command.size,
             data_root=command.data_root,
             extractor_weights=command.extractor_weights,
+            on_data=name_skipped,
             on_train=lambda row: training_report(bar, row.folder.name),
             on_evaluate=lambda row, sampler: evaluation_report(bar, _row_title(row.folder, sampler)),
         )
@@ -111,6 +137,7 @@ def run_train(command: Any) -> None:
             options=command.options,
             training_options=command.training,
             report=training_report(bar, command.method),
+            on_data=name_skipped,
         )
     print(folder)
 
@@ -121,6 +148,7 @@ def run_sample(command: Any) -> None:
     require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     generator = Generator.load(command.run)
+    check_out(command.out, generator.spec, trajectory=command.trajectory)
     sampler = Sampler(steps=command.steps, eta=command.eta, variance=command.variance)
     words = generator.method.describe(sampler)
     seeds = sample_seeds(command.seed, 0, command.n)
@@ -128,10 +156,14 @@ def run_sample(command: Any) -> None:
         path = save_trajectory(generator, seeds, sampler, command.out)
     else:
         with progress_bar() as bar:
-            task = bar.add_task(f"sample ({words})", total=command.n, note="")
-            x = generator.stored(
-                seeds, sampler, batch_size=command.batch_size, advance=lambda done: bar.advance(task, done)
-            )
+            line, done = Line(bar, f"sample ({words})"), 0
+
+            def advance(made: int) -> None:
+                nonlocal done
+                done += made
+                line.show(done / command.n)
+
+            x = generator.stored(seeds, sampler, batch_size=command.batch_size, advance=advance)
         path = save_samples(x, generator.spec, command.out)
     print(path)
 

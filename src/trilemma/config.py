@@ -1,8 +1,8 @@
 """Typed settings: frozen dataclasses filled from TOML, JSON or the command line, every problem reported at once.
 
 A dataclass is the schema. ``build`` refuses unknown keys (with the nearest valid one) and wrong types, and lists all
-problems in a single line, so nobody mends a recipe one error at a time. ``Recipe`` is a TOML file: the method, the data it
-was made for, the method's options and how to train.
+problems in a single line, so nobody mends a recipe one error at a time. ``Recipe`` is a TOML file: the method, the data
+it was made for, the method's options and how to train.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: unknown keys, wrong types or values refused by the dataclass itself, all in one line.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: must be a table of settings, not {values!r}")
     problems: list[str] = []
     result = _build(cls, values, "", problems)
     if problems:
@@ -42,6 +44,7 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) 
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     keywords: dict[str, Any] = {}
+    before = len(problems)
     for key, value in values.items():
         if key not in names:
             problems.append(str(nearest("key", f"{path}{key}", [f"{path}{name}" for name in names])))
@@ -57,7 +60,7 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) 
     ]
     if missing:
         problems.append(f"missing {', '.join(path + name for name in missing)}")
-    if problems:
+    if len(problems) > before:  # here or further inside; problems elsewhere do not hide this one's own
         return None
     try:
         return cls(**keywords)
@@ -71,15 +74,21 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         if isinstance(value, Mapping):
             return _build(hint, value, f"{path}.", problems)
         problems.append(f"{path} must be a table of settings, not {value!r}")
-        return value
+        return None
     if not matches(hint, value):
         problems.append(f"{path} must be {describe(hint)}, not {value!r}")
-        return value
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(value)
-    if hint is float:
-        return float(value)
-    return value
+        return None
+    return _coerce(hint, value)
+
+
+def _coerce(hint: Any, value: Any) -> Any:
+    """A value that fits ``hint`` as exactly that type: lists become tuples, whole numbers floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _coerce(next(option for option in arguments if matches(option, value)), value)
+    if origin is tuple:
+        return tuple(_coerce(arguments[0], item) for item in value)
+    return float(value) if hint is float else value
 
 
 def matches(hint: Any, value: Any) -> bool:
@@ -117,8 +126,14 @@ def describe(hint: Any) -> str:
 
 def require(condition: bool, problem: str) -> None:
     """Refuse a setting: used in the ``__post_init__`` of option dataclasses."""
-    if not condition:
-        raise ConfigError(problem)
+    require_all((condition, problem))
+
+
+def require_all(*checks: tuple[bool, str]) -> None:
+    """Refuse settings, naming the problem of every condition that does not hold."""
+    problems = [problem for condition, problem in checks if not condition]
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,7 @@ class Training:
     minutes: float | None = None  # default budget in minutes of training time
     images: int | None = None  # default budget in images shown; either this or minutes
     ema_decay: float = 0.999  # decay of the averaged weights, per step
+    ema_share: float = 0.0  # above 0: the average's half-life is at most this share of the steps so far
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast
     snapshots: int = 10  # sample grids (and quick scores) over the budget
     probe_samples: int = 0  # samples for a quick FID at each snapshot; 0: none
@@ -136,12 +152,17 @@ class Training:
     keep_checkpoints: int = 2  # how many full states stay on disk
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
-        require(0.0 <= self.ema_decay < 1.0, f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        require(self.minutes is None or self.minutes > 0, f"minutes must be positive, not {self.minutes}")
-        require(self.images is None or self.images > 0, f"images must be positive, not {self.images}")
-        require(self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}")
-        require(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
+        require_all(
+            (self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}"),
+            (self.minutes is None or self.minutes > 0, f"minutes must be positive, not {self.minutes}"),
+            (self.images is None or self.images > 0, f"images must be positive, not {self.images}"),
+            (0.0 <= self.ema_decay < 1.0, f"ema_decay must be in [0, 1), not {self.ema_decay}"),
+            (self.ema_share >= 0.0, f"ema_share must not be negative, not {self.ema_share}"),
+            (self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}"),
+            (self.probe_samples >= 0, f"probe_samples must not be negative, not {self.probe_samples}"),
+            (self.checkpoint_minutes >= 0, f"checkpoint_minutes must not be negative, not {self.checkpoint_minutes}"),
+            (self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}"),
+        )
 
 
 @dataclass(frozen=True)
@@ -177,10 +198,7 @@ def load_recipe(name: str) -> Recipe:
         ConfigError: no such recipe, TOML that does not parse, unknown keys or wrong values.
     """
     if name.endswith(".toml") or "/" in name:
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"no recipe file {name}: give a TOML file or one of {', '.join(recipe_names())}")
-        text = path.read_text(encoding="utf-8")
+        text = _read_recipe(Path(name))
     elif name in recipe_names():
         text = (resources.files("trilemma") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -192,13 +210,22 @@ def load_recipe(name: str) -> Recipe:
     return build(Recipe, values, f"recipe {name}")
 
 
+def _read_recipe(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"no recipe file {path}: give a TOML file or one of {', '.join(recipe_names())}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read as text: {error}") from error
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain values for JSON (tuples become lists when written)."""
     return dataclasses.asdict(settings)
 
 
 def default_recipe(method: str, data_name: str, kind: str) -> str:
-    """The recipe for a method on a data set: its own if there is one, else the method's recipe for that kind of data."""
+    """The recipe for a method on a data set: its own if there is one, else the method's for that kind of data."""
     names = recipe_names()
     own = f"{method}-{data_name}"
     if own in names:

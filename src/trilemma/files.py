@@ -40,7 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> RunError:
     """The one-line error for a file that could not be written."""
-    return RunError(f"cannot write {path}: {error.strerror or error}: free some space or choose another folder with --out")
+    reason = error.strerror or error
+    return RunError(f"cannot write {path}: {reason}: free some space or choose another folder with --out")
 
 
 def write_json(path: Path, value: Any) -> Path:

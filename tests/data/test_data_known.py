@@ -167,5 +167,19 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
 
 def test_catalogue_has_a_line_for_each() -> None:
     lines = catalogue()
-    assert set(lines) == {"digits", "mnist", "fashion-mnist", "cifar10", "gaussians"}
+    assert set(lines) == {"digits", "mnist", "fashion-mnist", "stackedmnist", "cifar10", "gaussians"}
     assert all(line and "\n" not in line for line in lines.values())
+
+
+def test_stacked_mnist_is_three_digits_of_mnist_in_three_colours(small_mnist: Path) -> None:
+    stacked, mnist = load_data("stackedmnist", root=small_mnist), load_data("mnist", root=small_mnist)
+    assert stacked.spec.shape == (3, 28, 28)
+    assert len(stacked) == len(mnist)
+    assert stacked.labels is not None and mnist.labels is not None
+    for image, label in zip(stacked.x, stacked.labels.tolist(), strict=True):
+        names = stacked.class_names[label]
+        for colour, digit in zip(image, names, strict=True):
+            assert any(torch.equal(colour, mnist.x[i, 0]) for i in (mnist.labels == int(digit)).nonzero().flatten())
+    assert stacked.digest == load_data("stackedmnist", root=small_mnist).digest
+    with pytest.raises(ConfigError, match="colour"):
+        load_data("stackedmnist", root=small_mnist, channels=1)

@@ -23,20 +23,20 @@ def test_grid_holds_each_image_unchanged(tmp_path: Path, channels: int) -> None:
     x = torch.randint(0, 256, (5, channels, 40, 36), dtype=torch.uint8)
     save_grid(x, tmp_path / "new" / "grid.png", 3)
     picture = _read(tmp_path / "new" / "grid.png")
-    assert picture.shape == (80, 108) if channels == 1 else (80, 108, 3)
-    picture = picture.reshape(80, 108, channels).transpose(2, 0, 1)
+    assert picture.shape[:2] == (2 + 2 * 42, 2 + 3 * 38)  # lines of 2 pixels between and around
+    picture = picture.reshape(*picture.shape[:2], channels).transpose(2, 0, 1)
     for i in range(5):
-        top, left = 40 * (i // 3), 36 * (i % 3)
+        top, left = 2 + 42 * (i // 3), 2 + 38 * (i % 3)
         assert np.array_equal(picture[:, top : top + 40, left : left + 36], x[i].numpy())
-    assert (picture[:, 40:, 72:] == 255).all()
+    assert (picture[:, 42:, 76:] == 255).all()
 
 
 def test_small_images_are_enlarged_by_whole_squares(tmp_path: Path) -> None:
     x = torch.randint(0, 256, (2, 1, 8, 12), dtype=torch.uint8)
     save_grid(x, tmp_path / "grid.png", 2)
     picture = _read(tmp_path / "grid.png")
-    assert picture.shape == (32, 96)
-    assert np.array_equal(picture[:, :48], np.kron(x[0, 0].numpy(), np.ones((4, 4), np.uint8)))
+    assert picture.shape == (36, 102)
+    assert np.array_equal(picture[2:34, 2:50], np.kron(x[0, 0].numpy(), np.ones((4, 4), np.uint8)))
 
 
 def test_a_single_image_and_too_many_columns(tmp_path: Path) -> None:

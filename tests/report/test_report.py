@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fake_runs import evaluation, point_runs, race, run_folder
-from trilemma.compare import read_rows
+from trilemma.comparison import read_rows
 from trilemma.errors import RunError
 from trilemma.report import write_report
 from trilemma.report.headline import corners, findings, headline

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trilemma.data.dataset import Dataset
 from trilemma.data.folder import load_folder
-from trilemma.data.known import default_root, load_digits, load_torchvision
+from trilemma.data.known import default_root, load_digits, load_stacked_mnist, load_torchvision
 from trilemma.data.toy import load_gaussians
 from trilemma.errors import ConfigError, DataError, nearest
 
@@ -15,6 +15,7 @@ _CATALOGUE = {
     "digits": "1,797 handwritten digits, 8x8 gray, comes with scikit-learn: no download, no held-out split",
     "mnist": "70,000 handwritten digits, 28x28 gray, downloaded once",
     "fashion-mnist": "70,000 pieces of clothing, 28x28 gray, downloaded once",
+    "stackedmnist": "three MNIST digits as red, green and blue, 28x28, 1,000 classes; needs MNIST, downloaded once",
     "cifar10": "60,000 photographs of ten classes, 32x32 colour, downloaded once",
     "gaussians": "25 Gaussians on a 5x5 grid, points in the plane, drawn on the spot",
 }
@@ -71,4 +72,8 @@ def _load_known(name: str, split: str, root: Path, size: int | None, channels: i
         return load_gaussians(split)
     if name == "digits":
         return load_digits(split, size=size, channels=channels)
+    if name == "stackedmnist":
+        if channels not in (None, 3):
+            raise ConfigError("stackedmnist is colour: leave out --channels")
+        return load_stacked_mnist(split, root.expanduser(), size=size)
     return load_torchvision(name, split, root.expanduser(), size=size, channels=channels)

@@ -15,6 +15,7 @@ from trilemma.errors import DataError, NonFiniteError
 from trilemma.files import write_atomically
 
 _MIN_TILE = 32  # pixels: smaller images are enlarged, else nobody sees them
+_GAP = 2  # pixels between tiles, and around them
 _WHITE = 255
 _FAINTEST = 0.35  # ink of a cell with a single point, 1 is black
 _MODE_COLOUR = (230, 120, 0)
@@ -41,7 +42,8 @@ def save_grid(x: Tensor, path: Path, columns: int = 8) -> None:
         )
     factor = -(-_MIN_TILE // min(x.shape[2:]))
     x = x.detach().cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    grid = make_grid(x, nrow=columns, padding=0, pad_value=_WHITE)
+    # Without a line between them small images run into each other: nobody could tell a digit from its neighbours.
+    grid = make_grid(x, nrow=columns, padding=_GAP, pad_value=_WHITE)
     # make_grid triples a gray channel: one is enough in the file.
     pixels = grid[0] if x.shape[1] == 1 else grid.permute(1, 2, 0)
     _write(np.ascontiguousarray(pixels.numpy()), path)

@@ -1,7 +1,7 @@
 """How much training a run gets: minutes of training time or images shown, and what share of it is spent.
 
-The clock counts time trained, not time since the start: it stops for snapshots, scores and checkpoints, and goes on where it
-stopped when a run is resumed.
+The clock counts time trained, not time since the start: it stops for snapshots, scores and checkpoints, and goes on
+where it stopped when a run is resumed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Budget:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        require((self.minutes is None) != (self.images is None), "give either --minutes or --images, not both or neither")
+        require(self.minutes is None or self.images is None, "give either --minutes or --images, not both")
+        require(self.minutes is not None or self.images is not None, "give --minutes or --images")
         require(self.minutes is None or self.minutes > 0, f"--minutes must be positive, not {self.minutes}")
         require(self.images is None or self.images > 0, f"--images must be positive, not {self.images}")
 

@@ -1,13 +1,14 @@
 """Everything a run needs to go on as if it had never stopped, without pickling.
 
-A checkpoint is one safetensors file: all tensors (weights, averaged weights, optimiser moments, random states) under path-like
-names, and the structure around them (plain numbers, lists, names) as JSON in the file's metadata. One file, written under
-a temporary name and renamed, so a checkpoint is whole or not there.
+A checkpoint is one safetensors file: all tensors (weights, averaged weights, optimiser moments, random states) under
+path-like names, and the structure around them (plain numbers, lists, names) as JSON in the file's metadata. One file,
+written under a temporary name and renamed, so a checkpoint is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from trilemma.files import write_atomically
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """Move the tensors of nested dicts and lists into ``tensors``; returns the JSON structure that refers to them."""
     if isinstance(tree, Tensor):
+        while path in tensors:  # keys "a/b" and "a" over "b", or 1 and "1"
+            path += "'"
         tensors[path] = tree.detach().cpu().contiguous()
         return {"tensor": path}
     if isinstance(tree, dict):
@@ -52,10 +55,32 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int) -
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(flatten(state, tensors))
     path = folder / f"step-{step:09d}.safetensors"
-    write_atomically(path, lambda p: save_file(tensors, p, metadata={"structure": structure}))
+    write_tensors(path, tensors, {"structure": structure})
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, whole or not there.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in storages else tensor  # the format refuses tensors that share memory
+        storages.add(storage)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(apart, temporary, metadata=metadata)
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,9 +98,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             structure = json.loads(file.metadata()["structure"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} is not a whole checkpoint ({error}): delete it to resume from the one before") from error
-    state: dict[str, Any] = unflatten(structure, tensors)
+        state: dict[str, Any] = unflatten(structure, tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{path} is not a whole checkpoint ({error})"
+        raise RunError(f"{reason}: delete it to resume from the one before") from error
     return state
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trilemma.config import plain
+from trilemma.config import build, plain
 from trilemma.data import catalogue
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, RunError
@@ -16,6 +16,8 @@ from trilemma.interop import ddgan as reference
 from trilemma.measure.speed import hardware, versions
 from trilemma.methods import method_class
 from trilemma.types import DataSpec
+
+_PROCESS = {"num_timesteps": "num_timesteps", "beta_min": "beta_min", "beta_max": "beta_max"}
 
 
 def convert(file: Path | str, run: Path | str, *, config: Path | str, kind: str = "ddgan") -> Path:
@@ -40,7 +42,7 @@ def convert(file: Path | str, run: Path | str, *, config: Path | str, kind: str 
     if not isinstance(arguments, dict):
         raise ConfigError(f"{config} must hold one JSON object with the reference's argument names")
     generator = reference.generator(_state_dict(Path(file)), arguments)
-    options, spec = _options(arguments)
+    options, spec = _options(arguments, str(config))
     method = method_class("ddgan")(options, spec)
     method.networks()["generator"].load_state_dict(generator.state_dict())
     opened = Run(folder)
@@ -71,7 +73,7 @@ def _state_dict(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint {path}") from error
     except Exception as error:  # torch reports refused pickles and damaged files by many types
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise RunError(f"{path} cannot be read as plain weights ({reason}): save its state dict alone") from error
     if isinstance(state, dict) and "netG_dict" in state:
         state = state["netG_dict"]
@@ -80,26 +82,20 @@ def _state_dict(path: Path) -> dict[str, Any]:
     return state
 
 
-def _options(arguments: dict[str, Any]) -> tuple[Any, DataSpec]:
+def _options(arguments: dict[str, Any], where: str) -> tuple[Any, DataSpec]:
     """The method's options that rebuild the generator, and the shape of its images."""
-    from trilemma.methods.ddgan import DDGANOptions
-    from trilemma.networks.options import LatentOptions, UNetOptions
-
     settings = dict(reference.options_from_config(arguments))
     size, channels = settings.pop("image_size"), settings.pop("in_channels")
-    latent = LatentOptions(settings.pop("nz"), settings.pop("z_embedding"), settings.pop("z_layers"))
     settings.pop("out_channels")
-    names = UNetOptions.__dataclass_fields__
-    unet = UNetOptions(**{key: value for key, value in settings.items() if key in names})
-    options = DDGANOptions(
-        num_timesteps=int(arguments.get("num_timesteps", 4)),
-        schedule="geometric" if arguments.get("use_geometric") else "vp",
-        beta_min=float(arguments.get("beta_min", 0.1)),
-        beta_max=float(arguments.get("beta_max", 20.0)),
-        unet=unet,
-        latent=latent,
-    )
-    return options, DataSpec("images", channels, size, size)
+    for theirs, ours in (("conditional", "time_conditional"), ("centered", "centered")):
+        if not settings.pop(ours, True):
+            raise ConfigError(f"{where}: {theirs} is false, but only generators with it on can be converted")
+    latent = {"nz": settings.pop("nz"), "embedding": settings.pop("z_embedding"), "layers": settings.pop("z_layers")}
+    given = {ours: arguments[theirs] for theirs, ours in _PROCESS.items() if theirs in arguments}
+    if "use_geometric" in arguments:
+        given["schedule"] = "geometric" if arguments["use_geometric"] else "vp"
+    options = build(method_class("ddgan").Options, {**given, "unet": settings, "latent": latent}, where)
+    return options, build(DataSpec, {"kind": "images", "channels": channels, "height": size, "width": size}, where)
 
 
 def _data_name(arguments: dict[str, Any]) -> str:

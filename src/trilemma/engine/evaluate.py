@@ -1,7 +1,7 @@
 """Score a run: fidelity and coverage against its data, network evaluations counted by hooks, seconds measured.
 
-Writes eval.json (or eval-TAG.json for another sampler over the same weights) and the pictures a comparison shows, so that a
-comparison needs nothing but run folders.
+Writes eval.json (or eval-TAG.json for another sampler over the same weights) and the pictures a comparison shows, so
+that a comparison needs nothing but run folders.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from trilemma.config import require
 from trilemma.data import Dataset, load_data
-from trilemma.data.pictures import save_grid
+from trilemma.data.pictures import save_grid, save_points
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.outputs import save_trajectory
 from trilemma.engine.run import Run
 from trilemma.errors import DataError, RunError
-from trilemma.files import finite, write_json
+from trilemma.files import finite, read_json, write_json
 from trilemma.measure.features import default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
 from trilemma.measure.modes import mode_scores
@@ -31,7 +31,8 @@ from trilemma.types import Sampler
 
 DEFAULT_SAMPLES = 2_000  # a thousand-step sampler on a CPU is the measure of patience
 REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
-GRID, ROWS = 64, 6  # samples in the grid, rows in the trajectory
+MIN_SAMPLES = 10  # fewer say nothing
+GRID, ROWS, POINTS = 64, 6, 1_000  # images in the grid, rows in the trajectory; points in each panel of theirs
 Report = Callable[[str, int, int], None]
 
 
@@ -39,6 +40,16 @@ def eval_path(run: Run, method: Method, sampler: Sampler) -> Path:
     """eval.json, or eval-TAG.json for a sampler that is not the method's default."""
     tag = method.tag(sampler)
     return run.folder / ("eval.json" if tag == "default" else f"eval-{tag}.json")
+
+
+def is_current(run: Run, method: Method, sampler: Sampler) -> bool:
+    """Whether there are scores already, and of the weights that the run has now."""
+    path = eval_path(run, method, sampler)
+    try:
+        protocol = read_json(path)["protocol"] if path.is_file() else {}
+        return _trained(run).items() <= protocol.items()
+    except (RunError, KeyError, TypeError, AttributeError):  # a damaged file is no score
+        return False
 
 
 def evaluate(  # noqa: PLR0913
@@ -59,12 +70,13 @@ def evaluate(  # noqa: PLR0913
         RunError, DataError, ExtractorError, ConfigError: in one line, before any sampling where it can be known.
     """
     started = time.perf_counter()
+    require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}")
+    require(samples is None or samples >= MIN_SAMPLES, f"--samples must be at least {MIN_SAMPLES}, not {samples}")
     generator = Generator.load(run.folder)
     method = generator.method
     words, tag = method.describe(sampler), method.tag(sampler)
     reference = _reference(run, generator, data, data_root)
     count = samples if samples is not None else min(DEFAULT_SAMPLES, len(reference))
-    require(count >= 10, f"--samples must be at least 10, not {count}")
     seeds = sample_seeds(seed, 0, count)
 
     measure = _points if generator.spec.kind == "points" else _images
@@ -84,9 +96,7 @@ def evaluate(  # noqa: PLR0913
         method.sampling_networks(),
         warmup=lambda batch: method.sample(batch, method.preview()),
     )
-    pictures = run.folder / "eval" / tag
-    save_grid(generator.stored(sample_seeds(seed, 0, GRID), sampler), pictures / "samples.png", columns=8)
-    save_trajectory(generator, sample_seeds(seed, 0, ROWS), sampler, pictures / "trajectory.png")
+    _draw(generator, sampler, seed, generated, reference, run.folder / "eval" / tag)
 
     result: dict[str, Any] = finite(
         {
@@ -137,7 +147,23 @@ def _reference(run: Run, generator: Generator, data: str | Dataset | None, root:
             )
     if reference.spec.shape != generator.spec.shape:
         raise DataError(f"{reference.name} has shape {reference.spec.shape}, the run makes {generator.spec.shape}")
+    if len(reference) < MIN_SAMPLES:
+        raise DataError(f"{reference.name} has {len(reference)} samples, but scores need {MIN_SAMPLES}: use more data")
     return reference
+
+
+def _draw(  # noqa: PLR0917
+    generator: Generator, sampler: Sampler, seed: int, generated: Tensor, reference: Dataset, folder: Path
+) -> None:
+    """samples.png and trajectory.png; ``generated`` are the samples that were scored, of the same seed."""
+    if generator.spec.kind == "points":
+        save_points(generated.flatten(1), folder / "samples.png", modes=reference.modes)
+        save_trajectory(generator, sample_seeds(seed, 0, POINTS), sampler, folder / "trajectory.png")
+        return
+    missing = sample_seeds(seed, min(len(generated), GRID), GRID)
+    rest = [generator.stored(missing, sampler)] if missing else []
+    save_grid(torch.cat([generated[:GRID], *rest]), folder / "samples.png", columns=8)
+    save_trajectory(generator, sample_seeds(seed, 0, ROWS), sampler, folder / "trajectory.png")
 
 
 def _images(

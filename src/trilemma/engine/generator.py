@@ -57,6 +57,8 @@ class Generator:
             uint8 images (N, H, W, C); float32 (N, 2) for points.
         """
         require(n >= 1, f"n must be at least 1, not {n}")
+        require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
+        require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}")
         stored = self.stored(sample_seeds(seed, 0, n), Sampler(steps=steps, eta=eta), batch_size=batch_size)
         return stored.flatten(1).numpy() if self.spec.kind == "points" else stored.permute(0, 2, 3, 1).numpy()
 

@@ -1,7 +1,7 @@
 """The training loop: the same for every method.
 
-Data in, one ``method.step`` after another until the budget is spent, averaged weights, a log, sample grids of fixed seeds,
-checkpoints. It knows no method: whatever differs between them is behind ``Method``.
+Data in, one ``method.step`` after another until the budget is spent, averaged weights, a log, sample grids of fixed
+seeds, checkpoints. It knows no method: whatever differs between them is behind ``Method``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.tracking import get_available_trackers  # type: ignore[import-untyped]
+from accelerate.utils import LoggerType, broadcast  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -30,7 +32,7 @@ from trilemma.engine.checkpoint import (
 )
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.run import Run
-from trilemma.errors import NonFiniteError, RunError
+from trilemma.errors import ConfigError, NonFiniteError, RunError, nearest
 from trilemma.methods.base import Method, Tools
 from trilemma.types import Batch
 
@@ -52,6 +54,27 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+def make_accelerator(run: Run, precision: str, tracker: str | None) -> Accelerator:
+    """Devices, processes, precision and tracker of one training.
+
+    Raises:
+        ConfigError: a precision that this device lacks, an unknown tracker or one that is not installed.
+    """
+    if tracker is not None:
+        known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
+        if tracker not in known:
+            raise nearest("tracker", tracker, known)
+        if tracker not in [LoggerType(kind).value for kind in get_available_trackers()]:
+            raise ConfigError(f"tracker {tracker} is not installed: install it or leave it out, log.jsonl has it all")
+    AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
+    try:
+        return Accelerator(
+            mixed_precision=precision, log_with=tracker, project_dir=str(run.folder) if tracker else None
+        )
+    except ValueError as error:
+        raise ConfigError(f"precision {precision}: {error}") from error
+
+
 class Trainer:
     """Trains one method on one data set into one run folder."""
 
@@ -64,48 +87,57 @@ class Trainer:
         budget: Budget,
         seed: int,
         *,
-        tracker: str | None = None,
+        accelerator: Accelerator,
         probe: Probe | None = None,
         report: Report = lambda progress: None,
     ) -> None:
         self.run, self.data, self.training, self.budget, self.seed = run, data, training, budget, seed
-        self.probe, self.report = probe, report
-        self.accelerator = Accelerator(
-            mixed_precision=training.precision, log_with=tracker, project_dir=str(run.folder) if tracker else None
-        )
-        if tracker:
-            self.accelerator.init_trackers("trilemma")
-        torch.manual_seed(seed + self.accelerator.process_index)
+        self.probe, self.report, self.accelerator = probe, report, accelerator
+        if accelerator.log_with:
+            accelerator.init_trackers("trilemma")
+        torch.manual_seed(seed + accelerator.process_index)
         self.method = method.to(  # type: ignore[call-overload]
             device=self.accelerator.device, memory_format=torch.channels_last
-        ).train()
+        )
         prepared = {name: self.accelerator.prepare(network) for name, network in method.networks().items()}
         self.optimizers = {name: self.accelerator.prepare(opt) for name, opt in method.optimizers().items()}
         self.tools = Tools(prepared, self.optimizers, self.accelerator.backward)
         averaged = nn.ModuleDict({name: method.networks()[name] for name in method.averaged})
-        self.average = AveragedModel(
-            averaged, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=False
-        )
+        self.average = AveragedModel(averaged, multi_avg_fn=self._average_weights)
         self.generator = Generator(self._averaged_method())
+        self.method.train()  # after the generator, which shares networks with it
         self.progress = Progress()
         self.clock = Clock()
-        self._logged_at = -math.inf
+        self._losses: Mapping[str, Tensor] = {}
+        self._logged_at, self._logged_step = -math.inf, -1
         self._saved_at = 0.0
         self._snapshots_done = 0
 
     def _averaged_method(self) -> Method:
         """A second method whose sampling networks are the averages; the rest is never called."""
-        method = copy.copy(self.method)
+        method: Method = copy.copy(self.method)
         method._modules = dict(self.method._modules)
-        for name in self.method.averaged:
-            setattr(method, name, self.average.module[name])
+        for name, network in self._averages().items():
+            setattr(method, name, network)
         return method
+
+    def _averages(self) -> dict[str, nn.Module]:
+        """The averaged networks by name."""
+        return dict(cast(nn.ModuleDict, self.average.module).items())
+
+    @torch.no_grad()
+    def _average_weights(self, averages: Any, weights: Any, steps: Tensor | int) -> None:
+        """Exponential average; early in a run its half-life may be limited to a share of the steps so far."""
+        decay, share = self.training.ema_decay, self.training.ema_share
+        if share > 0:
+            decay = min(decay, 0.5 ** (1.0 / max(1.0, share * int(steps))))
+        get_ema_multi_avg_fn(decay)(averages, weights, steps)  # type: ignore[no-untyped-call]
 
     def train(self) -> None:
         """Until the budget is spent.
 
         Raises:
-            NonFiniteError: a loss is NaN or infinite; the last good checkpoint stays.
+            NonFiniteError: a loss or weight is NaN or infinite; the last good checkpoint stays.
             RunError: a file cannot be written.
         """
         if self._snapshots_done == 0 and self.progress.step == 0:
@@ -126,13 +158,15 @@ class Trainer:
         return fraction
 
     def _step(self, fraction: float) -> None:
-        losses = self.method.step(self._batch(), fraction, self.tools)
+        self._losses = self.method.step(self._batch(), fraction, self.tools)
         self.average.update_parameters(
             nn.ModuleDict({name: self.method.networks()[name] for name in self.method.averaged})
         )
         self.progress.step += 1
         self.progress.images += self.training.batch_size
-        self.progress.losses = self._finite(losses)
+        # Reading waits for the device, so on a GPU it is done only now and then.
+        if self.accelerator.device.type == "cpu" or self.progress.step % 50 == 0:
+            self._read_losses()
 
     def _batch(self) -> Batch:
         """This process's share of the step's images."""
@@ -142,27 +176,36 @@ class Trainer:
         device = self.accelerator.device
         return Batch(batch.x.to(device), None if batch.labels is None else batch.labels.to(device))
 
-    def _finite(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
-        # One transfer for all scalars; on a GPU only now and then, as it waits for the device.
-        if self.accelerator.device.type != "cpu" and self.progress.step % 50:
-            return self.progress.losses
-        values = dict(zip(losses, torch.stack([value.float() for value in losses.values()]).tolist(), strict=True))
-        for name, value in values.items():
+    def _read_losses(self) -> None:
+        """The last step's losses as numbers, by one transfer for all."""
+        if not self._losses:
+            return
+        values = torch.stack([value.float() for value in self._losses.values()]).tolist()
+        self.progress.losses = dict(zip(self._losses, values, strict=True))
+        for name, value in self.progress.losses.items():
             if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{self.run.folder}: step {self.progress.step}: {name} is {value}{self._first_bad()}; "
-                    f"{self._last_good()}; lower the learning rate or use full precision"
-                )
-        return values
+                bad = self._bad_tensor()
+                raise self._diverged(f"{name} is {value}" + (f" and {bad}" if bad else ""))
 
-    def _first_bad(self) -> str:
+    def _check(self) -> None:
+        """Nothing bad may go into a checkpoint."""
+        self._read_losses()
+        if bad := self._bad_tensor():
+            raise self._diverged(bad)
+
+    def _bad_tensor(self) -> str:
+        """The first weight that is NaN or infinite, in words, or nothing."""
         for network, module in self.method.networks().items():
             for name, parameter in module.named_parameters():
                 if not torch.isfinite(parameter).all():
-                    return f" and the weight {network}.{name} is not finite"
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                    return f" and the gradient of {network}.{name} is not finite"
+                    return f"the weight {network}.{name} is not finite"
         return ""
+
+    def _diverged(self, what: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"{self.run.folder}: step {self.progress.step}: {what}; {self._last_good()}; "
+            "lower the learning rate or use full precision"
+        )
 
     def _last_good(self) -> str:
         saved = checkpoints(self.run.checkpoint_folder)
@@ -183,10 +226,12 @@ class Trainer:
                 self.save()
 
     def _log(self, scores: Mapping[str, float]) -> None:
-        if not self.accelerator.is_main_process:
-            return
         progress = self.progress
-        record: dict[str, Any] = {"step": progress.step, "images": progress.images, "seconds": round(progress.seconds, 3)}
+        if not self.accelerator.is_main_process or (progress.step == self._logged_step and not scores):
+            return
+        self._logged_step = progress.step
+        seconds = round(progress.seconds, 3)
+        record: dict[str, Any] = {"step": progress.step, "images": progress.images, "seconds": seconds}
         record |= {"losses": {name: round(value, 6) for name, value in progress.losses.items()}}
         record |= {"lr": {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}}
         if torch.cuda.is_available():
@@ -214,16 +259,18 @@ class Trainer:
 
     def _finish(self) -> None:
         self.progress.fraction = 1.0
-        self._snapshot()
+        if self._snapshots_done <= self.training.snapshots:  # or a kill came after the last one
+            self._snapshot()
         self.save()
         if self.accelerator.is_main_process:
-            self.run.save_weights(self.average.module)
+            self.run.save_weights(self._averages())
         self.accelerator.end_training()
 
     # Checkpoints
 
     def save(self) -> None:
         """The full state for resuming."""
+        self._check()
         self._saved_at = self.clock.seconds
         if not self.accelerator.is_main_process:
             return
@@ -235,17 +282,22 @@ class Trainer:
             "extra": self.method.extra_state(),
             "random": random_state(),
             "progress": {"step": self.progress.step, "images": self.progress.images, "seconds": self.clock.seconds},
-            "snapshots_done": self._snapshots_done,
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(self.run.checkpoint_folder, state, self.progress.step, self.training.keep_checkpoints)
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, or from the start where there is none yet."""
+        """Continue from the newest checkpoint, or from the start where there is none yet.
+
+        Raises:
+            RunError: the checkpoint is damaged or of other networks, or a finished run has none left.
+        """
         saved = checkpoints(self.run.checkpoint_folder)
+        if not saved and self.run.model_path.is_file():
+            raise RunError(f"{self.run.folder} has no checkpoint left to continue from: train anew with another --out")
         if not saved:
-            self.run.trim_log(-1)
+            self._trim_log(-1)
             return
         state = load_checkpoint(saved[-1])
         try:
@@ -258,14 +310,21 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise RunError(f"{saved[-1]} does not fit this run's config.json: {reason}") from error
         self.method.load_extra_state(state["extra"])
-        set_random_state(state["random"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         position = state["progress"]
         self.progress.step, self.progress.images = position["step"], position["images"]
         self.clock = Clock(position["seconds"])
-        self._snapshots_done = state["snapshots_done"]
+        self.progress.fraction = min(1.0, self.budget.fraction(self.progress.images, self.clock.seconds))
+        self._snapshots_done = math.floor(self.progress.fraction * self.training.snapshots) + 1
         self._saved_at = self._logged_at = position["seconds"]
-        self.progress.fraction = self.budget.fraction(self.progress.images, self.clock.seconds)
-        self.run.trim_log(self.progress.step)
+        self._logged_step = self.progress.step
+        if self.accelerator.is_main_process:
+            set_random_state(state["random"])
+        else:  # the state is the main process's: the others start new noise
+            torch.manual_seed(self.seed + self.accelerator.process_index + 1_000_003 * self.progress.step)
+        self._trim_log(self.progress.step)
 
+    def _trim_log(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.run.trim_log(step)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -16,37 +19,60 @@ from trilemma.files import write_atomically
 from trilemma.types import DataSpec, Sampler
 
 
+def check_out(out: Path, spec: DataSpec, *, trajectory: bool = False) -> None:
+    """Refuse a file that samples cannot go into, before there are any.
+
+    Raises:
+        ConfigError: an ending that is no picture, .npz or folder, or one that does not suit.
+    """
+    if trajectory and out.suffix != ".png":
+        raise ConfigError(f"--out {out}: a trajectory is a picture, give a .png")
+    if out.suffix not in (".png", ".npz", ""):
+        raise ConfigError(f"--out {out}: give a .png grid, an .npz file or a folder")
+    if spec.kind == "points" and not out.suffix:
+        raise ConfigError(f"--out {out}: points go into an .npz or a .png, not a folder of images")
+
+
 def save_samples(x: Tensor, spec: DataSpec, out: Path) -> Path:
     """Stored samples (see ``Generator.stored``) as the kind of file that ``out``'s ending names."""
+    check_out(out, spec)
     if out.suffix == ".npz":
-        arrays = {"points": x.flatten(1).numpy()} if spec.kind == "points" else {"images": x.permute(0, 2, 3, 1).numpy()}
-        return write_atomically(out, lambda p: _savez(p, arrays))
+        points = spec.kind == "points"
+        name, array = ("points", x.flatten(1)) if points else ("images", x.permute(0, 2, 3, 1))
+        return write_atomically(out, lambda p: _savez(p, name, array.numpy()))
     if out.suffix == ".png":
         pictures.save_grid(x, out, columns=8)
         return out
-    if out.suffix:
-        raise ConfigError(f"--out {out}: give a .png grid, an .npz file or a folder")
-    if spec.kind == "points":
-        raise ConfigError(f"--out {out}: points go into an .npz or a .png, not a folder of images")
     for index, image in enumerate(x.permute(0, 2, 3, 1).numpy()):
         picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
         write_atomically(out / f"{index:06d}.png", lambda p, picture=picture: picture.save(p, format="PNG"))  # type: ignore[misc]
     return out
 
 
-def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+def _savez(path: Path, name: str, array: NDArray[Any]) -> None:
+    with path.open("wb") as file:  # given a path, NumPy would add an ending of its own
+        np.savez_compressed(file, **{name: array})  # type: ignore[arg-type]
 
 
 def save_trajectory(generator: Generator, seeds: Sequence[int], sampler: Sampler, out: Path) -> Path:
     """One row a sample: its states from noise to image. Points: one scatter plot a state, side by side."""
+    check_out(out, generator.spec, trajectory=True)
     states = generator.trajectory(seeds, sampler)
-    if out.suffix != ".png":
-        raise ConfigError(f"--out {out}: a trajectory is a picture, give a .png")
     if generator.spec.kind == "points":
-        pictures.save_point_panels(states.flatten(2), out)
+        _save_panels(states.flatten(2), out)
     else:
         pictures.save_grid(to_uint8(states.transpose(0, 1).flatten(0, 1)), out, columns=len(states))
     return out
 
+
+def _save_panels(states: Tensor, out: Path) -> None:
+    """Scatter plots (K, N, 2) from left to right, a thin line between them."""
+    with tempfile.TemporaryDirectory() as folder:
+        panels = []
+        for index, points in enumerate(states):
+            path = Path(folder) / f"{index}.png"
+            pictures.save_points(points, path)
+            with Image.open(path) as panel:
+                panels.append(np.pad(np.asarray(panel), ((0, 0), (0, 2), (0, 0)), constant_values=200))
+    picture = Image.fromarray(np.concatenate(panels, axis=1)[:, :-2])
+    write_atomically(out, lambda p: picture.save(p, format="PNG"))

@@ -1,6 +1,6 @@
 """A run is a folder, readable without this library: JSON, PNG and safetensors.
 
-    config.json  model.safetensors  log.jsonl  samples/  checkpoints/  eval.json
+config.json  model.safetensors  log.jsonl  samples/  checkpoints/  eval.json
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trilemma.config import build
+from trilemma.engine.checkpoint import write_tensors
 from trilemma.errors import RunError
-from trilemma.files import cannot_write, read_json, write_atomically, write_json
+from trilemma.files import cannot_write, finite, read_json, write_atomically, write_json
 from trilemma.methods import method_class
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec
@@ -47,15 +48,19 @@ class Run:
             hint = f"did you mean {run.folder.parent / close[0]}?" if close else "give the folder of a trained run"
             raise RunError(f"no run {run.folder}: {hint}")
         if not run.config_path.is_file():
-            raise RunError(f"{run.folder} is not a run: it has no config.json; give the folder that train wrote (--out)")
+            raise RunError(f"{run.folder} is not a run: it has no config.json; give the folder that train wrote")
         return run
 
     def config(self) -> dict[str, Any]:
         """config.json."""
         config: dict[str, Any] = read_json(self.config_path)
-        missing = [key for key in ("method", "options", "data") if not isinstance(config, dict) or key not in config]
-        if missing:
-            raise RunError(f"{self.config_path} lacks {', '.join(missing)}: it was not written by train or convert")
+        wanted = {"method": str, "options": dict, "data": dict}
+        wrong = [
+            key for key, kind in wanted.items() if not isinstance(config, dict) or type(config.get(key)) is not kind
+        ]
+        wrong += [f"data.{key}" for key in ("name", "spec") if not wrong and key not in config["data"]]
+        if wrong:
+            raise RunError(f"{self.config_path} lacks {', '.join(wrong)}: it was not written by train or convert")
         return config
 
     def spec(self) -> DataSpec:
@@ -75,7 +80,7 @@ class Run:
             for name, network in networks.items()
             for key, value in network.state_dict().items()
         }
-        write_atomically(self.model_path, lambda p: save_file(tensors, p))
+        write_tensors(self.model_path, tensors)
 
     def load_weights(self, method: Method) -> None:
         """Put model.safetensors into the method's sampling networks.
@@ -84,7 +89,7 @@ class Run:
             RunError: no weights, damaged weights or weights of another network.
         """
         if not self.model_path.is_file():
-            raise RunError(f"{self.folder} has no model.safetensors: training did not get that far, or weights were left out")
+            raise RunError(f"{self.folder} has no model.safetensors yet: finish its training with --resume")
         try:
             tensors = load_file(self.model_path)
             for name, network in method.sampling_networks().items():
@@ -98,7 +103,7 @@ class Run:
         """Append one line to log.jsonl."""
         try:
             with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(finite(dict(record)), allow_nan=False) + "\n")
         except OSError as error:
             raise cannot_write(self.log_path, error) from error
 
@@ -107,7 +112,7 @@ class Run:
         if not self.log_path.is_file():
             return []
         records = []
-        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+        for line in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:

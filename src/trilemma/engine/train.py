@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+
 from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain
 from trilemma.data import Dataset, catalogue, load_data
 from trilemma.engine.budget import Budget
 from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
-from trilemma.engine.loop import Probe, Progress, Trainer
+from trilemma.engine.loop import Probe, Progress, Trainer, make_accelerator
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, RunError
-from trilemma.measure.features import default_extractor, extract, load_extractor
+from trilemma.measure.features import FeatureSet, default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fid_only
 from trilemma.measure.modes import mode_scores
 from trilemma.measure.speed import hardware, versions
 from trilemma.methods import method_class
+
+_SHAPING = ("batch_size", "ema_decay", "ema_share", "precision")  # training settings that decide the weights
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,14 @@ def train(
     """
     flush_denormals()
     run = Run(out)
+    torch.manual_seed(plan.seed)
     method = method_class(plan.method)(plan.options, plan.data.spec)
-    config = _config(plan, method.title())
-    resuming = _prepare_folder(run, config, resume)
+    probe = _probe(plan) if plan.training.probe_samples else None
+    accelerator = make_accelerator(run, plan.training.precision, tracker)
+    found = [_prepare_folder(run, plan, method.title(), resume)] if accelerator.is_main_process else [False]
+    [resuming] = broadcast_object_list(found)
+    if resuming and run.model_path.is_file() and _spent(run, plan.budget):
+        return run
     trainer = Trainer(
         run,
         method,
@@ -111,8 +121,8 @@ def train(
         plan.training,
         plan.budget,
         plan.seed,
-        tracker=tracker,
-        probe=_probe(plan) if plan.training.probe_samples else None,
+        accelerator=accelerator,
+        probe=probe,
         report=report,
     )
     if resuming:
@@ -121,21 +131,33 @@ def train(
     return run
 
 
-def _prepare_folder(run: Run, config: dict[str, Any], resume: bool) -> bool:
+def _spent(run: Run, budget: Budget) -> bool:
+    """Whether a run's log says that it was trained for this budget already."""
+    log = run.read_log()
+    return bool(log) and budget.fraction(log[-1]["images"], log[-1]["seconds"]) >= 1.0
+
+
+def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
     """Write config.json, or check that the run found there is the same one; whether to resume."""
+    config = _config(plan, title)
     if not run.config_path.is_file():
         if run.folder.is_dir() and any(run.folder.iterdir()):
             raise RunError(f"{run.folder} is not empty and not a run: choose another folder with --out")
         run.write_config(config)
         return False
     if not resume:
-        raise RunError(f"{run.folder} holds a run already: continue it with --resume or choose another folder with --out")
+        raise RunError(f"{run.folder} holds a run already: go on with --resume or choose another folder with --out")
     before = run.config()
-    same = ("method", "options", "seed")
-    changed = [key for key in same if _normal(before.get(key)) != _normal(config[key])]
-    changed += ["data"] if before["data"]["digest"] != config["data"]["digest"] else []
+    changed = [key for key in ("method", "options", "seed") if _normal(before.get(key)) != _normal(config[key])]
+    changed += ["data"] if before["data"].get("digest") != config["data"]["digest"] else []
+    settings = before.get("training", {})
+    changed += [f"training.{key}" for key in _SHAPING if settings.get(key) != config["training"][key]]
     if changed:
-        raise RunError(f"{run.folder} was trained with another {', '.join(changed)}: resume with the same or choose --out")
+        raise RunError(
+            f"{run.folder} was trained with another {', '.join(changed)}: resume with the same or choose --out"
+        )
+    if settings != config["training"]:  # a longer budget, say
+        run.write_config(before | {"training": config["training"]})
     return True
 
 
@@ -188,10 +210,12 @@ def _probe(plan: Plan) -> Probe:
             generator.stored(seeds, generator.method.preview()).flatten(1), modes, sigma
         )
     extractor = load_extractor(default_extractor(data.name, data.spec))
-    reference = extract(data.x[:10_000], extractor)
+    reference: list[FeatureSet] = []
 
     def probe(generator: Generator) -> dict[str, float]:
+        if not reference:
+            reference.append(extract(data.x[:10_000], extractor))
         samples = generator.stored(seeds, generator.method.preview())
-        return {"fid": fid_only(extract(samples, extractor), reference)}
+        return {"fid": fid_only(extract(samples, extractor), reference[0])}
 
     return probe

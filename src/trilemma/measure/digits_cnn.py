@@ -9,7 +9,7 @@ of this package, so judging digits needs no download. Two choices make the numbe
 * The features are scaled (W_5, b_5 up, W_6 down: no logit changes) so that the trace of their covariance over
   MNIST's training images is 100. A Frechet distance of 100 is thus about one total variance of real digits.
 
-Train the weights anew (about four minutes on two CPU threads):
+Train the weights anew (seven minutes on one CPU thread):
 
     python -m trilemma.measure.digits_cnn --data-root ROOT --out FILE
 
@@ -45,7 +45,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "digits_cnn.safetensors"
 SIZE = 28
 FEATURES = 64
 CLASSES = 10
-DIGITS_TRAIN = 1437  # the first 80 % of scikit-learn's 1,797 digits; writers hardly overlap with the rest
+DIGITS_TRAIN = 1437  # the first 80 % of scikit-learn's 1,797 digits
 FEATURE_VARIANCE = 100.0  # trace of the features' covariance over MNIST's training images
 COMMAND = "python -m trilemma.measure.digits_cnn --data-root ROOT --out FILE"
 

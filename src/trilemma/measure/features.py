@@ -131,7 +131,7 @@ def _digits(path: Path, device: torch.device) -> Extractor:
         features, logits = network(to_network_input(x))
         return features, logits
 
-    # 250 images keep the activations in a CPU's cache: a third faster than 1,000.
+    # Small batches keep the activations in a CPU's cache.
     return Extractor("digits", _digest(path), 250 if device.type == "cpu" else 5000, device, judge)
 
 

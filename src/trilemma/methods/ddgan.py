@@ -16,15 +16,16 @@ by that interval. Differs from the reference: the discriminator's step builds no
 less work), and the cosine follows the share of the budget spent in place of epochs.
 
 Ours, off by default: ``loss = "relativistic"`` compares each fake with the real pair of the same x_t (R3GAN's pairing);
-``r2_gamma`` penalises gradients at fakes too; ``reconstruction`` adds a squared error on x_0 to the generator, alone for the first
-``warm_share`` of the budget and fading to nothing until ``fade_share``.
+``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone for the
+first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t, which is smallest
+for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass through G.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from trilemma.maths import adversarial
 from trilemma.maths.gaussian import q_sample_pair, sample_posterior
 from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import cosine_decay, denoising_schedule
+from trilemma.maths.scoring import energy_score
 from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
 from trilemma.networks.options import (
     DiscriminatorOptions,
@@ -64,9 +66,11 @@ class DDGANOptions:
     lazy_reg: int = 15  # the penalty is applied at every so many steps
     loss: Literal["nonsaturating", "relativistic"] = "nonsaturating"  # the paper's, or ours
     r2_gamma: float = 0.0  # ours: weight of the gradient penalty at fake pairs
-    reconstruction: float = 0.0  # ours: weight of the squared error on x_0 in G's loss
-    warm_share: float = 0.0  # ours: share of the budget trained by reconstruction alone
-    fade_share: float = 0.0  # ours: share of the budget at which reconstruction has faded to nothing
+    auxiliary: Literal["none", "mse", "energy"] = "none"  # ours: a regression on x_0 in G's loss
+    auxiliary_weight: float = 1.0  # ours: its weight
+    final_auxiliary_weight: float = 1.0  # ours: reached linearly at the end of the budget
+    warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
+    shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
     latent: LatentOptions = field(default_factory=LatentOptions)
     discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
@@ -78,9 +82,22 @@ class DDGANOptions:
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
         require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
         require(
-            self.warm_share == 0.0 or self.reconstruction > 0.0,
-            "warm_share needs reconstruction above 0: there would be nothing to learn from",
+            self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
+            "warm_share needs an auxiliary loss: there would be nothing to learn from",
         )
+
+
+class Chain(NamedTuple):
+    """Draws from one forward chain: x_0, the index t of the less noisy image, x_t and x_{t+1}."""
+
+    x_0: Tensor
+    t: Tensor
+    x_t: Tensor
+    x_next: Tensor
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x])
 
 
 class DDGAN(Method):
@@ -122,36 +139,46 @@ class DDGAN(Method):
         set_learning_rate(tools.optimizers["generator"], cosine_decay(options.lr_g, options.final_lr, progress))
         set_learning_rate(tools.optimizers["discriminator"], cosine_decay(options.lr_d, options.final_lr, progress))
         losses: dict[str, Tensor] = {}
+        chain = self._draw_chain(batch.x)
+        made = None
         if progress >= options.warm_share:
-            losses |= self._discriminator_step(batch.x, tools)
-        losses |= self._generator_step(batch.x, progress, tools)
+            if options.shared_pass:
+                made = self._denoise(tools.networks["generator"], chain)
+            with torch.no_grad():
+                fake = (made or self._denoise(self.generator, chain))[0]
+            losses |= self._discriminator_step(chain, fake.detach(), tools)
+            if not options.shared_pass:
+                chain = self._draw_chain(batch.x)
+        losses |= self._generator_step(chain, made, progress, tools)
         self.steps_done += 1
         return losses
 
-    def _draw_pair(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, x_t and x_{t+1} of one chain."""
+    def _draw_chain(self, x_0: Tensor) -> Chain:
+        """t, x_t and x_{t+1} of one chain; for the energy score each x_{t+1} twice, with two x_t ~ q(x_t | x_0, x_{t+1})."""
+        schedule = self.schedule.to(x_0.device)
         t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
-        return t, *q_sample_pair(self.schedule.to(x_0.device), x_0, t, noise_next, noise)
+        x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
+        if self.options.auxiliary == "energy":
+            other = sample_posterior(schedule, x_0, x_next, t, torch.randn_like(x_0))
+            return Chain(_twice(x_0), torch.cat([t, t]), torch.cat([x_t, other]), _twice(x_next))
+        return Chain(x_0, t, x_t, x_next)
 
-    def _denoise(self, generator: nn.Module, x_next: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _denoise(self, generator: nn.Module, chain: Chain) -> tuple[Tensor, Tensor]:
         """The fake x_t and the x_0 it was drawn around."""
-        z = torch.randn(len(x_next), self.nz, device=x_next.device)
-        x_0_pred = generator(x_next, t, z)
-        noise = torch.randn_like(x_next)
-        return sample_posterior(self.schedule.to(x_next.device), x_0_pred, x_next, t, noise), x_0_pred
+        z = torch.randn(len(chain.t), self.nz, device=chain.x_next.device)
+        x_0_pred = generator(chain.x_next, chain.t, z)
+        noise = torch.randn_like(chain.x_next)
+        schedule = self.schedule.to(chain.x_next.device)
+        return sample_posterior(schedule, x_0_pred, chain.x_next, chain.t, noise), x_0_pred
 
-    def _discriminator_step(self, x_0: Tensor, tools: Tools) -> dict[str, Tensor]:
+    def _discriminator_step(self, chain: Chain, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
         options, discriminator = self.options, tools.networks["discriminator"]
-        t, x_t, x_next = self._draw_pair(x_0)
-        with torch.no_grad():
-            fake, _ = self._denoise(self.generator, x_next, t)
-
         penalise = self.steps_done % options.lazy_reg == 0
-        x_t.requires_grad_(penalise and options.r1_gamma > 0)
-        fake.requires_grad_(penalise and options.r2_gamma > 0)
-        real_logits = discriminator(x_t, t, x_next)
-        fake_logits = discriminator(fake, t, x_next)
+        x_t = chain.x_t.detach().requires_grad_(penalise and options.r1_gamma > 0)
+        fake = fake.detach().requires_grad_(penalise and options.r2_gamma > 0)
+        real_logits = discriminator(x_t, chain.t, chain.x_next)
+        fake_logits = discriminator(fake, chain.t, chain.x_next)
         relativistic = options.loss == "relativistic"
         criterion = adversarial.relativistic_discriminator_loss if relativistic else adversarial.discriminator_loss
         loss = criterion(real_logits, fake_logits)
@@ -169,26 +196,28 @@ class DDGAN(Method):
         optimizer.step()
         return losses
 
-    def _generator_step(self, x_0: Tensor, progress: float, tools: Tools) -> dict[str, Tensor]:
+    def _generator_step(
+        self, chain: Chain, made: tuple[Tensor, Tensor] | None, progress: float, tools: Tools
+    ) -> dict[str, Tensor]:
         options = self.options
-        t, x_t, x_next = self._draw_pair(x_0)
-        fake, x_0_pred = self._denoise(tools.networks["generator"], x_next, t)
+        fake, x_0_pred = made or self._denoise(tools.networks["generator"], chain)
         losses: dict[str, Tensor] = {}
-        total = x_0.new_zeros(())
+        total = fake.new_zeros(())
         if progress >= options.warm_share:
-            # The discriminator's own parameters need no gradient here; it is this method's, not the prepared one.
+            # D's own parameters need no gradient here: it is the method's module that is called, not the prepared one.
             self.discriminator.requires_grad_(False)
-            fake_logits = self.discriminator(fake, t, x_next)
+            fake_logits = self.discriminator(fake, chain.t, chain.x_next)
             if options.loss == "relativistic":
-                loss = adversarial.relativistic_generator_loss(self.discriminator(x_t, t, x_next), fake_logits)
+                real_logits = self.discriminator(chain.x_t, chain.t, chain.x_next)
+                loss = adversarial.relativistic_generator_loss(real_logits, fake_logits)
             else:
                 loss = adversarial.generator_loss(fake_logits)
             self.discriminator.requires_grad_(True)
             total, losses["g_loss"] = total + loss, loss.detach()
-        weight = self.reconstruction_weight(progress)
-        if weight > 0:
-            error = F.mse_loss(x_0_pred, x_0)
-            total, losses["reconstruction"] = total + weight * error, error.detach()
+        if options.auxiliary != "none":
+            error = self._auxiliary(chain.x_0, x_0_pred)
+            weight = options.auxiliary_weight + progress * (options.final_auxiliary_weight - options.auxiliary_weight)
+            total, losses["auxiliary"] = total + weight * error, error.detach()
 
         optimizer = tools.optimizers["generator"]
         optimizer.zero_grad(set_to_none=True)
@@ -196,13 +225,11 @@ class DDGAN(Method):
         optimizer.step()
         return losses
 
-    def reconstruction_weight(self, progress: float) -> float:
-        """Full until ``warm_share``, then falling linearly to nothing at ``fade_share``; constant if that is 0."""
-        options = self.options
-        if options.fade_share <= options.warm_share:
-            return options.reconstruction
-        left = (options.fade_share - progress) / (options.fade_share - options.warm_share)
-        return options.reconstruction * min(1.0, max(0.0, left))
+    def _auxiliary(self, x_0: Tensor, x_0_pred: Tensor) -> Tensor:
+        if self.options.auxiliary == "mse":
+            return F.mse_loss(x_0_pred, x_0)
+        first, second = x_0_pred.chunk(2)
+        return energy_score(first, second, x_0.chunk(2)[0])
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done}

@@ -165,16 +165,25 @@ class ResBlock(nn.Module):
             return fir_upsample(x, self.kernel) if self.fir else naive_upsample(x)
         return fir_downsample(x, self.kernel) if self.fir else naive_downsample(x)
 
+    def _short(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The shortcut's image, and the bias of conv_2 with what the image still lacks."""
+        bias = self.conv_2.bias
+        if self.shortcut is None:
+            return (x if self.resample is None else self._resampled(x)), bias
+        if self.resample != "up" or bias is None or self.shortcut.bias is None:
+            return self.shortcut(x if self.resample is None else self._resampled(x)), bias
+        # A 1 x 1 convolution and a filter change places freely, save for the bias: work on a quarter of the pixels.
+        return self._resampled(F.conv2d(x, self.shortcut.weight)), bias + self.shortcut.bias
+
     def forward(self, x: Tensor, emb: Tensor | None, latent: Tensor | None) -> Tensor:
         """x (N, c_in, H, W); emb (N, E) the embedded time after its activation; latent (N, L)."""
         h = F.silu(self.norm_1(x, latent))
-        if self.resample is not None:
-            h, x = self._resampled(h), self._resampled(x)
-        h = self.conv_1(h)
+        x, bias = self._short(x)
+        h = self.conv_1(h if self.resample is None else self._resampled(h))
         if self.time is not None:
             h = h + self.time(emb)[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h, latent))))
-        return merge(x if self.shortcut is None else self.shortcut(x), h, rescale=self.rescale)
+        h = self.dropout(F.silu(self.norm_2(h, latent)))
+        return merge(x, F.conv2d(h, self.conv_2.weight, bias, padding=1), rescale=self.rescale)
 
 
 class NormConv(nn.Module):

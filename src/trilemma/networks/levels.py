@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trilemma.errors import ConfigError, nearest
 from trilemma.networks.initialise import NEAR_ZERO, conv
 from trilemma.networks.layers import Attention, Downsample, NormConv, ResBlock, Upsample, merge
+from trilemma.networks.resample import fir_taps
 
 Block = Literal["biggan", "ddpm", "biggan_oneadagn"]
 OutputPyramid = Literal["none", "output_skip", "residual"]
@@ -37,6 +39,20 @@ class LevelPlan:
     input_pyramid: InputPyramid
     output_pyramid: OutputPyramid
     combine: Combine
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for an unknown name or a number that does not fit."""
+        for option, value, known in (
+            ("block", self.block, Block),
+            ("progressive_output", self.output_pyramid, OutputPyramid),
+            ("progressive_input", self.input_pyramid, InputPyramid),
+            ("progressive_combine", self.combine, Combine),
+        ):
+            if value not in get_args(known):
+                raise nearest(option, str(value), get_args(known))
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout {self.dropout} does not fit: give a number from 0 up to, but not, 1")
+        fir_taps(self.kernel)
 
     def res_block(self, c_in: int, c_out: int, resample: Literal["up", "down"] | None = None) -> ResBlock:
         return ResBlock(

@@ -1,9 +1,9 @@
 """Fully connected networks for points in the plane, which travel as images of one pixel and two channels.
 
-With p = [x, sin(pi k x), cos(pi k x)] for k = 1, 2, 4 (features that let few layers draw narrow modes) and the embedded
-time e:
+With p = [x, sin(pi k x), cos(pi k x)] for k = 1, 2, 4, 8 (features that let few layers draw narrow modes) and the
+embedded time e:
 
-    h_0 = dense(p) + dense(e) + dense(z);   h_{i+1} = dense(act(h_i)) + dense(e);   y = dense(act(h_last))
+    h_1 = dense([p, z]) + dense(e);   h_{i+1} = dense(act(h_i)) + dense(e);   y = dense(act(h_last))
 
 The two-dimensional experiments of Xiao et al. 2022 (section 5.3) use fully connected networks as well; these are ours.
 """
@@ -21,7 +21,7 @@ from trilemma.errors import ConfigError
 from trilemma.networks.embeddings import timestep_embedding
 
 _TIME = 64  # numbers in the time embedding
-_FREQUENCIES = (1.0, 2.0, 4.0)
+_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 
 
 def _features(x: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class _Trunk(nn.Module):
         if min(hidden, layers) < 1:
             raise ConfigError(f"network for points needs hidden and layers of at least 1, not {hidden} and {layers}")
         self.act = act
-        self.time = nn.Linear(_TIME, hidden)
+        self.time = nn.Linear(_TIME, _TIME)
         self.layers = nn.ModuleList(nn.Linear(hidden if i else c_in, hidden) for i in range(layers))
-        self.times = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.times = nn.ModuleList(nn.Linear(_TIME, hidden) for _ in range(layers))
         self.out = nn.Linear(hidden, c_out)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

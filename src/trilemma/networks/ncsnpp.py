@@ -34,22 +34,9 @@ from trilemma.networks.levels import Block, Combine, DownLevel, InputPyramid, Le
 
 Embedding = Literal["positional", "fourier"]
 
-_NAMES = {
-    "block": get_args(Block),
-    "progressive_output": get_args(OutputPyramid),
-    "progressive_input": get_args(InputPyramid),
-    "progressive_combine": get_args(Combine),
-    "embedding": get_args(Embedding),
-}
-
-
-def _check_names(**given: str) -> None:
-    for option, value in given.items():
-        if value not in _NAMES[option]:
-            raise nearest(option, str(value), _NAMES[option])
-
-
-def _check_sizes(image_size: int, patch: int, channel_mult: Sequence[int], **least: tuple[int, int]) -> None:
+def _check_sizes(
+    image_size: int, patch: int, channel_mult: Sequence[int], least: dict[str, tuple[int, int]]
+) -> None:
     """``least`` maps a setting's name to (its value, the least it may be)."""
     low = [f"{name} {value} (at least {bound})" for name, (value, bound) in least.items() if value < bound]
     if patch < 1 or not channel_mult or min(channel_mult) < 1:
@@ -103,25 +90,10 @@ class NCSNpp(nn.Module):
         Raises ConfigError for an unknown name, and for sizes that do not fit.
         """
         super().__init__()
-        _check_names(
-            block=block,
-            progressive_output=progressive_output,
-            progressive_input=progressive_input,
-            progressive_combine=progressive_combine,
-            embedding=embedding,
-        )
-        _check_sizes(
-            image_size,
-            patch,
-            channel_mult,
-            in_channels=(in_channels, 1),
-            out_channels=(out_channels, 1),
-            channels=(channels, 4),
-            blocks=(blocks, 1),
-            nz=(nz, 0),
-            z_embedding=(z_embedding, 1 if nz else 0),
-            z_layers=(z_layers, 0),
-        )
+        sizes = {"in_channels": (in_channels, 1), "out_channels": (out_channels, 1), "channels": (channels, 4)}
+        sizes["blocks"] = (blocks, 1)
+        sizes |= {"nz": (nz, 0), "z_embedding": (z_embedding, min(nz, 1)), "z_layers": (z_layers, 0)}
+        _check_sizes(image_size, patch, channel_mult, sizes)
         self.image_size, self.in_channels, self.nz, self.block = image_size, in_channels, nz, block
         self.channels, self.patch, self.tanh, self.centered = channels, patch, tanh, centered
         plan = LevelPlan(
@@ -142,6 +114,8 @@ class NCSNpp(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def _build_embeddings(self, plan: LevelPlan, embedding: Embedding, fourier_scale: float, z_layers: int) -> None:
+        if embedding not in get_args(Embedding):
+            raise nearest("embedding", str(embedding), get_args(Embedding))
         self.fourier = FourierEmbedding(self.channels, fourier_scale) if embedding == "fourier" else None
         features = self.channels if self.fourier is None else 2 * self.channels
         self.time_in = dense(features, plan.time) if plan.time else None

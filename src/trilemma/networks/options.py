@@ -48,7 +48,7 @@ class LatentOptions:
 
     nz: int = 100  # dimension of z
     embedding: int = 256  # width of the mapping network
-    layers: int = 3  # hidden layers of the mapping network
+    layers: int = 4  # hidden layers of the mapping network
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DiscriminatorOptions:
 
     kind: Literal["small", "large", "tiny"] = "small"  # 32 pixels, 256 pixels, or feature maps of 7 to 16 pixels
     channels: int = 64  # half the width of the first level
-    embedding: int = 128  # of time
+    embedding: int = 256  # of time
     patch: int = 1  # pixel-unshuffle in front
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from fake_runs import evaluation, point_runs, race, run_folder
-from trilemma.compare import comparison_table, differences, markdown_table, read_rows
+from trilemma.comparison import comparison_table, differences, markdown_table, read_rows
 from trilemma.errors import RunError
 from trilemma.rows import Row, column, count, duration, labels, ranking, significant
 
@@ -239,7 +239,7 @@ def test_neither_compare_nor_report_imports_torch(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     evaluation(run)
     code = (
-        "import sys; from pathlib import Path; from trilemma.compare import read_rows, comparison_table;"
+        "import sys; from pathlib import Path; from trilemma.comparison import read_rows, comparison_table;"
         "from trilemma.report import write_report; rows = read_rows([Path(sys.argv[1])]); comparison_table(rows);"
         "write_report(rows, Path(sys.argv[1]) / 'r.html', 't', 'c'); print('torch' in sys.modules)"
     )

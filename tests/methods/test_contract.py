@@ -1,0 +1,140 @@
+"""What every method must do, on every method found: a new file in methods/ is tested by being there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny import POINTS, SPEC, tiny_method, tools
+from trilemma.data import load_data
+from trilemma.engine.checkpoint import load_checkpoint, save_checkpoint
+from trilemma.measure.speed import nfe
+from trilemma.methods import method_class, method_names, method_summaries
+from trilemma.types import Batch, DataSpec, Sampler
+
+METHODS = method_names()
+SPECS = [SPEC, DataSpec("images", 3, 16, 16), POINTS]
+
+
+def batch_for(spec: DataSpec, n: int = 8) -> Batch:
+    return Batch((torch.rand(n, *spec.shape) * 2 - 1).contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_returns_finite_scalars_and_samples_have_the_shape_of_the_data(name: str, spec: DataSpec) -> None:
+    method = tiny_method(name, spec)
+    losses = method.step(batch_for(spec), 0.5, tools(method))
+    assert losses
+    for loss in losses.values():
+        assert loss.ndim == 0 and torch.isfinite(loss) and not loss.requires_grad
+    result = method.eval().sample([1, 2, 3])
+    assert result.x.shape == (3, *spec.shape)
+    assert torch.isfinite(result.x).all()
+    assert result.trajectory is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_stay_in_range(name: str) -> None:
+    method = tiny_method(name).eval()
+    assert method.sample(range(8)).x.abs().max() <= 1.0 + 1e-5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trained_weight_moves_and_gradients_are_finite(name: str) -> None:
+    method = tiny_method(name)
+    before = {key: value.clone() for key, value in method.named_parameters()}
+    lent = tools(method)
+    for progress in (0.5, 0.6, 0.7, 0.8):
+        method.step(batch_for(SPEC), progress, lent)
+    still = [key for key, value in method.named_parameters() if torch.equal(value, before[key])]
+    assert not still
+    for key, value in method.named_parameters():
+        assert value.grad is not None and torch.isfinite(value.grad).all(), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sample_depends_on_its_seed_alone(name: str) -> None:
+    method = tiny_method(name)
+    lent = tools(method)
+    for _ in range(3):
+        method.step(batch_for(SPEC), 0.5, lent)
+    method.eval()
+    seeds = [5, 17, 3, 2**40, 9]
+    together = method.sample(seeds).x
+    alone = torch.cat([method.sample([seed]).x for seed in seeds])
+    torch.testing.assert_close(together, alone, atol=2e-4, rtol=0)
+    torch.testing.assert_close(method.sample(seeds[::-1]).x.flip(0), together, atol=2e-4, rtol=0)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trajectory_goes_from_noise_to_the_sample(name: str) -> None:
+    method = tiny_method(name).eval()
+    result = method.sample([0, 1], trajectory=True)
+    assert result.trajectory is not None
+    assert result.trajectory.shape[1:] == (2, *SPEC.shape)
+    assert len(result.trajectory) >= 2
+    assert torch.equal(result.trajectory[-1], result.x)
+    assert torch.equal(method.sample([0, 1]).x, result.x)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sampling_leaves_the_global_random_state_alone(name: str) -> None:
+    method = tiny_method(name).eval()
+    before = torch.get_rng_state()
+    method.sample([0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counted_calls_equal_the_steps_the_method_states(name: str) -> None:
+    method = tiny_method(name).eval()
+    stated = int(next(word for word in method.describe(Sampler()).split() if word.isdigit()))
+    assert nfe(lambda seeds: method.sample(list(seeds)), method.sampling_networks(), n=3) == stated
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_save_and_load_give_the_same_samples_and_the_same_next_step(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    first, second = tiny_method(name), tiny_method(name)
+    lent = tools(first)
+    first.step(batch_for(SPEC), 0.1, lent)
+    optimizers = {key: value.state_dict() for key, value in lent.optimizers.items()}
+    state = {"weights": first.state_dict(), "optimizers": optimizers, "extra": first.extra_state()}
+    loaded = load_checkpoint(save_checkpoint(tmp_path, state, 1, keep=1))
+    second.load_state_dict(loaded["weights"])
+    second.load_extra_state(loaded["extra"])
+    other = tools(second)
+    for key, optimizer in other.optimizers.items():
+        optimizer.load_state_dict(loaded["optimizers"][key])
+    batch = batch_for(SPEC)
+    for method, lend in ((first, lent), (second, other)):
+        torch.manual_seed(7)
+        method.step(batch, 0.2, lend)
+    for (key, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), key
+    assert torch.equal(first.eval().sample([4]).x, second.eval().sample([4]).x)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_what_it_is(name: str) -> None:
+    kind = method_class(name)
+    assert kind.name == name
+    assert kind.paper and kind.family and kind.entrants
+    assert set(kind.averaged) <= set(tiny_method(name).networks())
+    assert method_summaries()[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_distance_to_a_toy_distribution_falls(name: str) -> None:
+    """Two hundred steps on 25 Gaussians bring the sample variance from 1 (noise) near the data's."""
+    data = load_data("gaussians")
+    method = tiny_method(name, POINTS)
+    lent = tools(method)
+    for step in range(400):
+        method.step(data.batch(torch.randint(0, len(data), (256,))), step / 400, lent)
+    samples = method.eval().sample(range(2000)).x.flatten(1)
+    truth = data.x.flatten(1)
+    assert (samples.std(0) - truth.std(0)).abs().max() < 0.15
+    assert (samples.mean(0) - truth.mean(0)).abs().max() < 0.15

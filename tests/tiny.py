@@ -1,0 +1,67 @@
+"""Toy-sized methods, data and runs that the tests share."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trilemma.config import Training, build, load_recipe
+from trilemma.data import Dataset, load_data
+from trilemma.engine.train import Plan, make_plan
+from trilemma.methods import method_class
+from trilemma.methods.base import Method, Tools
+from trilemma.types import DataSpec
+
+SPEC = DataSpec("images", 1, 8, 8)
+POINTS = DataSpec("points", 2, 1, 1)
+
+
+def tiny_options(name: str, **changes: Any) -> Any:
+    """The method's digits recipe with networks of a few thousand weights."""
+    values = load_recipe(f"{name}-digits").options
+    # The paper's loss: a relativistic one ignores the discriminator's last bias.
+    values = {**values, **({"loss": "nonsaturating"} if "loss" in values else {}), **changes}
+    values["unet"] = {**values.get("unet", {}), "channels": 8, "channel_mult": [1, 1], "attention": []}
+    values["points"] = {"hidden": 16, "layers": 2}
+    if "discriminator" in values:
+        values["discriminator"] = {**values["discriminator"], "channels": 4, "embedding": 8}
+        values["latent"] = {"nz": 4, "embedding": 8, "layers": 1}
+    if name == "ddpm":
+        values.setdefault("timesteps", 20)
+        values["warmup_steps"] = 1
+    return build(method_class(name).Options, values, "tiny")
+
+
+def tiny_method(name: str, spec: DataSpec = SPEC, **changes: Any) -> Method:
+    """A fresh method in channels_last."""
+    torch.manual_seed(0)
+    method = method_class(name)(tiny_options(name, **changes), spec)
+    return method.to(memory_format=torch.channels_last)
+
+
+def tools(method: Method) -> Tools:
+    """What the engine lends, without an engine."""
+    return Tools(method.networks(), method.optimizers(), lambda loss: loss.backward())
+
+
+@cache
+def tiny_data(name: str = "digits") -> Dataset:
+    """The embedded digits; or "gaussians", whose networks are the fastest."""
+    return load_data(name)
+
+
+def tiny_plan(name: str = "ddgan", images: int = 64, data: str = "digits", **changes: Any) -> Plan:
+    """A training of a few steps of 8 images, with a checkpoint after each."""
+    settings = {"batch_size": 8, "ema_decay": 0.5, "snapshots": 2, "checkpoint_minutes": 1e-9, "keep_checkpoints": 3}
+    training = Training(**{**settings, **changes})
+    return make_plan(name, tiny_data(data), images=images, options=tiny_options(name), training=training)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file as tensors."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
