@@ -15,6 +15,7 @@ from trilemma.methods import method_class
 from trilemma.methods.base import Method, Tools
 from trilemma.types import DataSpec
 
+OURS = ("loss", "r2_gamma", "auxiliary", "warm_share", "shared_pass", "t_odds")
 SPEC = DataSpec("images", 1, 8, 8)
 POINTS = DataSpec("points", 2, 1, 1)
 
@@ -22,8 +23,10 @@ POINTS = DataSpec("points", 2, 1, 1)
 def tiny_options(name: str, **changes: Any) -> Any:
     """The method's digits recipe with networks of a few thousand weights."""
     values = load_recipe(f"{name}-digits").options
-    # The paper's loss: a relativistic one ignores the discriminator's last bias.
-    values = {**values, **({"loss": "nonsaturating"} if "loss" in values else {}), **changes}
+    if name == "ddgan":
+        # The paper's loss and nothing of ours: a relativistic one ignores the discriminator's last bias.
+        values = {key: value for key, value in values.items() if key not in OURS}
+    values = {**values, **changes}
     values["unet"] = {**values.get("unet", {}), "channels": 8, "channel_mult": [1, 1], "attention": []}
     values["points"] = {"hidden": 16, "layers": 2}
     if "discriminator" in values:

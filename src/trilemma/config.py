@@ -118,6 +118,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(repr(option) for option in arguments)
     if origin is tuple:
         return f"a list of {describe(arguments[0])}"
+    if origin is dict:
+        return "a table of settings"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(option) for option in arguments)
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}

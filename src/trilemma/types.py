@@ -27,7 +27,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """Training data: ``x`` (N, C, H, W) in [-1, 1], ``labels`` (N,) integers or None."""
+    """Training data: ``x`` (N, C, H, W), images in [-1, 1], ``labels`` (N,) integers or None."""
 
     x: Tensor
     labels: Tensor | None = None
@@ -35,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Samples ``x`` (N, C, H, W) in [-1, 1]; ``trajectory`` (K, N, C, H, W), from noise to sample, if asked for."""
+    """Samples ``x`` (N, C, H, W), images in [-1, 1]; ``trajectory`` (K, N, C, H, W), from noise to sample, if asked for."""
 
     x: Tensor
     trajectory: Tensor | None = None

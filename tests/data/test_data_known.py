@@ -77,14 +77,14 @@ def test_gaussians() -> None:
     assert data.x.dtype == torch.float32
     assert data.labels is None
     assert data.modes is not None
-    assert data.sigma == 0.02
+    assert data.sigma == 0.05
     assert data.modes.shape == (25, 2)
-    assert np.unique(data.modes[:, 0].numpy()).tolist() == pytest.approx([-0.8, -0.4, 0.0, 0.4, 0.8])
-    assert float(data.x.abs().max()) < 1.0
+    assert np.unique(data.modes[:, 0].numpy()).tolist() == pytest.approx([-4.0, -2.0, 0.0, 2.0, 4.0])
+    assert float(data.x.abs().max()) < 4.3
     offset, mode = torch.cdist(data.x.flatten(1), data.modes).min(dim=1)
     assert mode.bincount(minlength=25).min() > 3700  # 4000 expected, deviation 62
     # Rayleigh: E r^2 = 2 sigma^2.
-    assert float((offset**2).mean()) == pytest.approx(2 * 0.02**2, rel=0.02)
+    assert float((offset**2).mean()) == pytest.approx(2 * 0.05**2, rel=0.02)
 
 
 def test_gaussian_splits_differ_and_stay() -> None:

@@ -68,7 +68,7 @@ def test_what_is_no_grid_is_refused(tmp_path: Path, x: torch.Tensor, columns: in
 
 
 def test_points_land_where_they_are(tmp_path: Path) -> None:
-    points = torch.tensor([[-0.99, -0.99], [0.99, 0.99], [0.99, 0.99], [5.0, 0.01]])
+    points = torch.tensor([[-4.95, -4.95], [4.95, 4.95], [4.95, 4.95], [25.0, 0.05]])
     save_points(points, tmp_path / "points.png", side=40)
     picture = _read(tmp_path / "points.png")
     assert picture.shape == (40, 40, 3)
@@ -82,7 +82,7 @@ def test_points_as_samples_and_with_modes(tmp_path: Path) -> None:
     save_grid(points, tmp_path / "a.png", 8)
     save_points(points.flatten(1), tmp_path / "b.png")
     assert np.array_equal(_read(tmp_path / "a.png"), _read(tmp_path / "b.png"))
-    save_points(points.flatten(1), tmp_path / "c.png", modes=torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
+    save_points(points.flatten(1), tmp_path / "c.png", modes=torch.tensor([[0.0, 0.0], [-5.0, 5.0]]))
     assert not np.array_equal(_read(tmp_path / "b.png"), _read(tmp_path / "c.png"))
 
 

@@ -10,7 +10,6 @@ from trilemma.engine import budget
 from trilemma.engine.budget import Budget, Clock
 from trilemma.errors import ConfigError
 
-
 # conftest.py flushes denormal numbers, so they are no examples either.
 SECONDS = st.floats(0, 1e9, allow_subnormal=False)
 

@@ -17,6 +17,7 @@ from trilemma.files import write_atomically
 _MIN_TILE = 32  # pixels: smaller images are enlarged, else nobody sees them
 _GAP = 2  # pixels between tiles, and around them
 _WHITE = 255
+_WINDOW = 5.0  # half the side of a picture of points
 _FAINTEST = 0.35  # ink of a cell with a single point, 1 is black
 _MODE_COLOUR = (230, 120, 0)
 
@@ -50,7 +51,7 @@ def save_grid(x: Tensor, path: Path, columns: int = 8) -> None:
 
 
 def save_points(points: Tensor, path: Path, *, modes: Tensor | None = None, side: int = 400) -> None:
-    """Points float (N, 2) as dark cells on white, the darker the more; window [-1, 1]^2, first coordinate to the right,
+    """Points float (N, 2) as dark cells on white, the darker the more; window [-5, 5]^2, first coordinate to the right,
     second up. Points outside are drawn on the border. ``modes`` (K, 2) are marked by small coloured squares.
 
     Raises:
@@ -74,11 +75,11 @@ def save_points(points: Tensor, path: Path, *, modes: Tensor | None = None, side
 
 
 def _cells(points: Tensor, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column (N,) of each point on a side x side picture of [-1, 1]^2."""
+    """Row and column (N,) of each point on a side x side picture of [-5, 5]^2."""
     values = points.detach().cpu().double().numpy()
     if not np.isfinite(values).all():
         raise NonFiniteError("points with NaN or infinite values can't be drawn; look at the losses before them")
-    cells = np.clip(np.floor((values + 1.0) * (side / 2)), 0, side - 1).astype(np.int64)
+    cells = np.clip(np.floor((values / _WINDOW + 1.0) * (side / 2)), 0, side - 1).astype(np.int64)
     return side - 1 - cells[:, 1], cells[:, 0]
 
 

@@ -1,8 +1,8 @@
-"""Points whose distribution is known: 25 Gaussians of deviation 0.02 on the grid {-0.8, -0.4, 0, 0.4, 0.8}^2.
+"""Points whose distribution is known: 25 Gaussians of deviation 0.05 on the grid {-4, -2, 0, 2, 4}^2.
 
-The set on which a lost mode is seen at a glance, after the 2D-grid of Srivastava et al. 2017 (VEEGAN) and Lin et al.
-2018 (PacGAN), in proportions of our own that fit [-1, 1]. Neighbours lie 20 deviations apart: each point belongs to one
-mode beyond doubt.
+The 2D-grid of Srivastava et al. 2017 (VEEGAN) and Lin et al. 2018 (PacGAN), on which a lost mode is seen at a glance. Unlike
+images, points keep their own units: neighbours lie 2 apart and 40 deviations, so each point belongs to one mode beyond
+doubt, and a diffusion's last large step, whose noise is about 1 in these units, can tell most modes apart.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from trilemma.data.dataset import Dataset, make_dataset
 from trilemma.errors import DataError
 
-GRID = (-0.8, -0.4, 0.0, 0.4, 0.8)
-SIGMA = 0.02
+GRID = (-4.0, -2.0, 0.0, 2.0, 4.0)
+SIGMA = 0.05
 # Split: (seed, number of points).
 _SPLITS = {"train": (0, 100_000), "test": (1, 10_000)}
 

@@ -41,8 +41,8 @@ def convert(file: Path | str, run: Path | str, *, config: Path | str, kind: str 
     arguments = read_json(Path(config))
     if not isinstance(arguments, dict):
         raise ConfigError(f"{config} must hold one JSON object with the reference's argument names")
-    generator = reference.generator(_state_dict(Path(file)), arguments)
     options, spec = _options(arguments, str(config))
+    generator = reference.generator(_state_dict(Path(file)), arguments)
     method = method_class("ddgan")(options, spec)
     method.networks()["generator"].load_state_dict(generator.state_dict())
     opened = Run(folder)
@@ -84,7 +84,10 @@ def _state_dict(path: Path) -> dict[str, Any]:
 
 def _options(arguments: dict[str, Any], where: str) -> tuple[Any, DataSpec]:
     """The method's options that rebuild the generator, and the shape of its images."""
-    settings = dict(reference.options_from_config(arguments))
+    try:
+        settings = dict(reference.options_from_config(arguments))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
     size, channels = settings.pop("image_size"), settings.pop("in_channels")
     settings.pop("out_channels")
     for theirs, ours in (("conditional", "time_conditional"), ("centered", "centered")):

@@ -18,7 +18,7 @@ less work), and the cosine follows the share of the budget spent in place of epo
 Ours, off by default: ``loss = "relativistic"`` compares each fake with the real pair of the same x_t (R3GAN's pairing);
 ``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone for the
 first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t, which is smallest
-for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass through G.
+for the true q(x_0 | x_t); ``t_odds`` draws some steps more often than others; ``shared_pass`` lets D and G learn from the same chain and the same pass through G.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class DDGANOptions:
     auxiliary_weight: float = 1.0  # ours: its weight
     final_auxiliary_weight: float = 1.0  # ours: reached linearly at the end of the budget
     warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
+    t_odds: tuple[float, ...] = ()  # ours: how often each t is drawn, the cleanest first; empty: evenly
+    warmup_steps: int = 0  # ours: linear rise of both learning rates
     shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
     latent: LatentOptions = field(default_factory=LatentOptions)
@@ -80,6 +82,10 @@ class DDGANOptions:
         require(self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}")
         require(self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
+        require(
+            not self.t_odds or (len(self.t_odds) == self.num_timesteps and min(self.t_odds) > 0),
+            f"t_odds must be one positive number for each of the {self.num_timesteps} steps, not {self.t_odds}",
+        )
         require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
         require(
             self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
@@ -108,7 +114,7 @@ class DDGAN(Method):
     paper = "Xiao et al. 2022"
     Options = DDGANOptions
     averaged = ("generator",)
-    entrants = (Entrant(), Entrant("-one-shot", {"num_timesteps": 1}))
+    entrants = (Entrant(), Entrant("-one-shot", {"num_timesteps": 1, "t_odds": []}))
     options: DDGANOptions
 
     def __init__(self, options: DDGANOptions, spec: DataSpec) -> None:
@@ -136,8 +142,9 @@ class DDGAN(Method):
 
     def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
         options = self.options
-        set_learning_rate(tools.optimizers["generator"], cosine_decay(options.lr_g, options.final_lr, progress))
-        set_learning_rate(tools.optimizers["discriminator"], cosine_decay(options.lr_d, options.final_lr, progress))
+        rise = min(1.0, (self.steps_done + 1) / max(1, options.warmup_steps))
+        for name, lr in (("generator", options.lr_g), ("discriminator", options.lr_d)):
+            set_learning_rate(tools.optimizers[name], rise * cosine_decay(lr, options.final_lr, progress))
         losses: dict[str, Tensor] = {}
         chain = self._draw_chain(batch.x)
         made = None
@@ -153,10 +160,16 @@ class DDGAN(Method):
         self.steps_done += 1
         return losses
 
+    def _draw_t(self, x_0: Tensor) -> Tensor:
+        if self.options.t_odds:
+            odds = torch.tensor(self.options.t_odds, device=x_0.device)
+            return torch.multinomial(odds, len(x_0), replacement=True)
+        return torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
+
     def _draw_chain(self, x_0: Tensor) -> Chain:
         """t, x_t and x_{t+1} of one chain; for the energy score each x_{t+1} twice, with two x_t ~ q(x_t | x_0, x_{t+1})."""
         schedule = self.schedule.to(x_0.device)
-        t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
+        t = self._draw_t(x_0)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
         if self.options.auxiliary == "energy":

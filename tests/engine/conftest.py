@@ -1,0 +1,34 @@
+"""Trained runs of toy size, made once for all tests of this folder; tests that write into one take a copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiny import tiny_plan
+from trilemma.engine.train import train
+
+PLANS = {"ddgan": ("ddgan", "digits"), "ddpm": ("ddpm", "digits"), "points": ("ddgan", "gaussians")}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``trained("ddgan")``, "ddpm" or "points": a run folder, not to be written to."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def get(name: str) -> Path:
+        method, data = PLANS[name]
+        if not (root / name).exists():
+            train(tiny_plan(method, 24, data), root / name)
+        return root / name
+
+    return get
+
+
+@pytest.fixture
+def copied(trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """The same as a copy of one's own."""
+    return lambda name: Path(shutil.copytree(trained(name), tmp_path / f"copy-{name}"))

@@ -1,0 +1,102 @@
+"""Samples into files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trilemma.engine.generator import Generator, sample_seeds
+from trilemma.engine.outputs import check_out, save_samples, save_trajectory
+from trilemma.errors import ConfigError, RunError
+from trilemma.types import DataSpec, Sampler
+
+Runs = Callable[[str], Path]
+GRAY, COLOUR, POINTS = DataSpec("images", 1, 6, 6), DataSpec("images", 3, 6, 6), DataSpec("points", 2, 1, 1)
+
+
+def stored(spec: DataSpec, n: int = 5) -> torch.Tensor:
+    if spec.kind == "points":
+        return torch.rand(n, *spec.shape) * 2 - 1
+    return torch.randint(0, 256, (n, *spec.shape), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("spec", [GRAY, COLOUR], ids=["gray", "colour"])
+def test_single_pngs_hold_the_very_pixels(tmp_path: Path, spec: DataSpec) -> None:
+    x = stored(spec)
+    save_samples(x, spec, tmp_path / "out")
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == [f"00000{i}.png" for i in range(5)]
+    for image, path in zip(x.permute(0, 2, 3, 1).numpy(), paths, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)).reshape(image.shape), image)
+
+
+@pytest.mark.parametrize("spec", [GRAY, COLOUR], ids=["gray", "colour"])
+def test_an_npz_holds_the_very_pixels(tmp_path: Path, spec: DataSpec) -> None:
+    x = stored(spec)
+    assert save_samples(x, spec, tmp_path / "deep" / "out.npz") == tmp_path / "deep" / "out.npz"
+    with np.load(tmp_path / "deep" / "out.npz", allow_pickle=False) as arrays:
+        assert arrays.files == ["images"] and np.array_equal(arrays["images"], x.permute(0, 2, 3, 1).numpy())
+
+
+def test_points_in_an_npz(tmp_path: Path) -> None:
+    x = stored(POINTS)
+    save_samples(x, POINTS, tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["points"], x.flatten(1).numpy())
+
+
+@pytest.mark.parametrize("spec", [GRAY, COLOUR, POINTS], ids=["gray", "colour", "points"])
+def test_a_grid_is_one_picture(tmp_path: Path, spec: DataSpec) -> None:
+    save_samples(stored(spec, 20), spec, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "trajectory", "words"),
+    [
+        ("grid.jpg", GRAY, False, "give a .png grid, an .npz file or a folder"),
+        ("grid.PNG", GRAY, False, "give a .png grid"),
+        ("folder", POINTS, False, "points go into an .npz or a .png"),
+        ("steps.npz", GRAY, True, "a trajectory is a picture"),
+        ("steps", POINTS, True, "a trajectory is a picture"),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_refused(
+    tmp_path: Path, name: str, spec: DataSpec, trajectory: bool, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_out(tmp_path / name, spec, trajectory=trajectory)
+    if not trajectory:
+        with pytest.raises(ConfigError, match=words):
+            save_samples(stored(spec), spec, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file/grid.png", "file/a.npz", "file"):
+        with pytest.raises(RunError, match="cannot write"):
+            save_samples(stored(GRAY), GRAY, tmp_path / name)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_trajectory_has_one_row_a_sample(trained: Runs, tmp_path: Path) -> None:
+    generator = Generator.load(trained("ddgan"))
+    save_trajectory(generator, sample_seeds(0, 0, 3), Sampler(), tmp_path / "steps.png")
+    with Image.open(tmp_path / "steps.png") as picture:
+        width, height = picture.size
+    assert width > height and abs(width / height - 5 / 3) < 0.1  # noise and four steps, three samples
+
+
+def test_a_trajectory_of_points_has_one_panel_a_state(trained: Runs, tmp_path: Path) -> None:
+    generator = Generator.load(trained("points"))
+    save_trajectory(generator, sample_seeds(0, 0, 50), Sampler(), tmp_path / "steps.png")
+    with Image.open(tmp_path / "steps.png") as picture:
+        width, height = picture.size
+    assert abs(width / height - 5) < 0.1

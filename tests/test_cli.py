@@ -1,0 +1,376 @@
+"""The command line: bad input is one line and status 2, results go to standard output and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import trilemma
+from trilemma import cli, commands
+from trilemma.cli import main
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+TINY = (
+    "--options.unet.channels 8 --options.latent.nz 4 --options.latent.embedding 8 --options.discriminator.channels 4 "
+    "--options.discriminator.embedding 8 --training.batch-size 8 --training.probe-samples 0 --training.snapshots 1 "
+    "--images 16"
+).split()
+
+Capture = pytest.CaptureFixture[str]
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits, made by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    main(["train", "ddgan", "--data", "digits", "--out", str(folder), *TINY])
+    return folder
+
+
+def good(capsys: Capture, *arguments: str) -> str:
+    """What a command prints."""
+    capsys.readouterr()
+    main(list(arguments))
+    return capsys.readouterr().out
+
+
+def bad(capsys: Capture, *arguments: str) -> str:
+    """What a command complains of; it writes nothing anywhere."""
+    before = sorted(Path.cwd().rglob("*"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert out == "", out
+    assert err.startswith("trilemma: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "Traceback" not in err and "Error(" not in err and "<class" not in err
+    assert sorted(Path.cwd().rglob("*")) == before
+    return err.removeprefix("trilemma: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("frobnicate", "unknown command 'frobnicate': known: compare, convert, evaluate, list, race, sample, train"),
+        ("trian ddgan", "unknown command 'trian': did you mean 'train'?"),
+        ("train", "train: a method is missing"),
+        ("train ddgan", "train: --data is missing: for example trilemma train ddgan --data digits"),
+        ("train ddgna --data digits", "unknown method 'ddgna': did you mean 'ddgan'?"),
+        ("train ddgan --data digist", "unknown data set 'digist': did you mean 'digits'?"),
+        ("train ddgan --data no/where", "none at this one"),
+        ("train ddgan --data digits extra", "train: Unrecognized options: extra"),
+        ("train ddgan --data digits --imges 5", "unknown flag '--imges': did you mean --images?"),
+        (
+            "train ddgan --data digits --options.unet.chanels 5",
+            "unknown flag '--options.unet.chanels': did you mean --options.unet.channels?",
+        ),
+        ("train ddgan --data digits --training.batch 5", "did you mean --training.batch-size?"),
+        (
+            "train ddgan --data digits --recipe ddgan-digit",
+            "unknown recipe 'ddgan-digit': did you mean 'ddgan-digits'?",
+        ),
+        ("train ddgan --data digits --recipe ddpm-digits", "recipe ddpm-digits is for ddpm, not ddgan"),
+        ("train ddgan --data digits --recipe mine.toml", "no recipe file mine.toml"),
+        ("train ddgan --data digits --seed abc", "train: --seed must be a whole number, not 'abc'"),
+        ("train ddgan --data digits --seed", "train: Missing value for argument '--seed'"),
+        ("train ddgan --data digits --seed -1", "seed must be from 0 to 2147483647, not -1"),
+        ("train ddgan --data digits --seed 2147483648", "seed must be from 0 to 2147483647"),
+        ("train ddgan --data digits --images 1.5", "train: --images must be a whole number, not '1.5'"),
+        ("train ddgan --data digits --images 0", "--images must be positive, not 0"),
+        ("train ddgan --data digits --minutes soon", "train: --minutes must be a number, not 'soon'"),
+        ("train ddgan --data digits --minutes -1", "--minutes must be positive, not -1.0"),
+        ("train ddgan --data digits --minutes 1 --images 5", "give either --minutes or --images, not both"),
+        ("train ddgan --data digits --size 0", "--size 0: must be at least 1"),
+        ("train ddgan --data gaussians --size 8", "gaussians are points"),
+        ("train ddgan --data digits --training.batch-size 0", "batch_size must be at least 1, not 0"),
+        ("train ddgan --data digits --training.batch-size x", "--training.batch-size must be a whole number, not 'x'"),
+        ("train ddgan --data digits --options.lr-g fast", "--options.lr-g must be a number, not 'fast'"),
+        ("train ddgan --data digits --options.num-timesteps 0", "num_timesteps must be at least 1, not 0"),
+        (
+            "train ddgan --data digits --options.unet.channel-mult 1 two",
+            "--options.unet.channel-mult must be whole numbers, not '1 two'",
+        ),
+        (
+            "train ddgan --data digits --options.loss hinge",
+            "invalid choice 'hinge' for argument '--options.loss'. Expected one of 'nonsaturating', 'relativistic'",
+        ),
+        ("train ddgan --data digits --tracker tensorbord", "unknown tracker 'tensorbord': did you mean 'tensorboard'?"),
+        ("sample", "sample: missing PATH a run's folder"),
+        ("sample nothing", "no run nothing: give the folder of a trained run"),
+        ("sample . --n 0", "--n must be at least 1, not 0"),
+        ("sample . --n many", "sample: --n must be a whole number, not 'many'"),
+        ("sample . --seed -3", "--seed must be from 0 to 2147483647, not -3"),
+        ("sample . --batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("sample . --variance huge", "Expected one of 'fixed_large', 'fixed_small'"),
+        ("sample . -q", "sample: Unrecognized options: -q"),
+        ("sample .", ". is not a run: it has no config.json"),
+        ("evaluate nothing", "no run nothing"),
+        ("evaluate .", ". is not a run"),
+        ("evaluate . --seed -1", "--seed must be from 0"),
+        ("evaluate . --samples few", "evaluate: --samples must be a whole number, not 'few'"),
+        ("evaluate . --extractor vgg", "Expected one of 'digits', 'inception'"),
+        ("compare", "nothing to compare"),
+        ("compare nothing", "nothing does not exist"),
+        ("convert a.pth run", "convert: missing --config PATH"),
+        ("convert a.pth run --config c.json", "cannot read c.json: No such file or directory"),
+        ("convert a.pth run --config c.json --as ddpm", "--as ddpm: only ddgan checkpoints"),
+        ("race", "race: missing STR"),
+        ("race nothing", "unknown data set 'nothing'"),
+        ("race digits --methods ddpm,gan", "unknown method 'gan'"),
+        ("race digits --methods ,", "--methods needs at least one method"),
+        ("race digits --methods ddgan,ddgan", "a race takes each method once"),
+        ("race digits --minutes 1 --images 5", "give either --minutes or --images, not both"),
+        ("race digits --seed -1", "--seed must be from 0"),
+        ("list all", "list: Unrecognized options: all"),
+    ],
+)
+def test_bad_input_is_one_line(here: Path, capsys: Capture, line: str, expected: str) -> None:
+    assert expected in bad(capsys, *words(line))
+
+
+def test_a_bad_recipe_file_is_one_line(here: Path, capsys: Capture) -> None:
+    for text, expected in (
+        (
+            'method = "ddgan"\n[training]\nbatch = 3',
+            "unknown key 'training.batch': did you mean 'training.batch_size'?",
+        ),
+        ('method = "ddgan"\n[options.unet]\nchanels = 3', "unknown key 'unet.chanels': did you mean 'unet.channels'?"),
+        (
+            'method = "ddgan"\n[options]\nloss = "hinge"',
+            "loss must be one of 'nonsaturating', 'relativistic', not 'hinge'",
+        ),
+        ('method = "ddgan', "not valid TOML"),
+        ('method = "ddgan"', "has no default budget: give --minutes or --images"),
+        ('method = "ddgan"\n[training]\nminutes = 1\nimages = 5', "give either --minutes or --images, not both"),
+    ):
+        (here / "mine.toml").write_text(text)
+        line = bad(capsys, *words("train ddgan --data digits --recipe mine.toml"))
+        assert expected in line and ("mine.toml" in line or "either" in line)
+
+
+def test_bad_data_is_one_line(here: Path, capsys: Capture) -> None:
+    (here / "empty").mkdir()
+    (here / "broken").mkdir()
+    for index in range(3):
+        (here / "broken" / f"{index}.png").write_bytes(b"no picture")
+    (here / "notes.txt").write_text("hello")
+    (here / "cut.zip").write_bytes(b"PK\x03\x04")
+    for data, expected in (
+        ("empty", "no images in empty"),
+        ("broken", "none of the 3 images in broken can be read"),
+        ("notes.txt", "neither a folder nor a zip"),
+        ("cut.zip", "a broken zip"),
+    ):
+        for command in ("train ddgan --data", "race"):
+            assert expected in bad(capsys, *words(command), data, "--out", "out")
+
+
+@pytest.mark.parametrize("command", ["train ddgan --data digits", "race digits --methods ddgan"])
+def test_a_folder_that_cannot_be_written_is_one_line(here: Path, capsys: Capture, command: str) -> None:
+    (here / "file").write_text("")
+    assert "cannot write file/out" in bad(capsys, *words(command), "--out", "file/out")
+    (here / "full").mkdir()
+    (here / "full" / "notes.txt").write_text("")
+    if command.startswith("train"):
+        assert "full is not empty and not a run" in bad(capsys, *words(command), "--out", "full")
+
+
+def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) -> None:
+    (here / "file").write_text("")
+    folder = str(run)
+    for line, expected in (
+        ("sample RUN --out grid.jpg", "give a .png grid, an .npz file or a folder"),
+        ("sample RUN --out steps.npz --trajectory", "a trajectory is a picture"),
+        ("sample RUN --out file/grid.png", "cannot write file/grid.png"),
+        ("sample RUN --steps 7", "trained for 4 steps, not 7"),
+        ("sample RUN --eta 0.5", "no sampler setting eta"),
+        ("evaluate RUN --samples 3", "--samples must be at least 10, not 3"),
+        ("evaluate RUN --steps 7", "trained for 4 steps, not 7"),
+        ("evaluate RUN --data gaussians", "gaussians are points"),
+        ("evaluate RUN --extractor inception --extractor-weights none.pth", "none.pth"),
+        ("compare RUN", "has no eval.json"),
+        ("train ddgan --data digits --out RUN", "holds a run already: go on with --resume or choose another folder"),
+        ("train ddgan --data digits --out RUN --resume", "was trained with another options"),
+        ("convert file RUN --config file", "is in use: give a new folder"),
+    ):
+        if "compare" in line and (run / "eval.json").exists():
+            continue  # another test has evaluated it by then
+        assert expected in bad(capsys, *words(line.replace("RUN", folder)))
+
+
+def test_a_near_name_of_a_run_is_offered(run: Path, capsys: Capture) -> None:
+    assert f"did you mean {run}?" in bad(capsys, "sample", f"{run}e")
+
+
+# What works
+
+
+def test_a_run_from_training_to_comparison(here: Path, capsys: Capture) -> None:
+    assert good(capsys, *words("train ddgan --data digits --out a --seed 7"), *TINY) == "a\n"
+    config = json.loads((here / "a" / "config.json").read_text())
+    assert config["seed"] == 7 and config["options"]["unet"]["channels"] == 8 and config["training"]["batch_size"] == 8
+    assert good(capsys, *words("sample a --n 10 --out grid.png")) == "grid.png\n"
+    assert good(capsys, *words("sample a --n 3 --out singles")) == "singles\n"
+    assert len(list((here / "singles").iterdir())) == 3
+    good(capsys, *words("sample a --n 3 --out s.npz"))
+    with np.load(here / "s.npz") as arrays:
+        assert arrays["images"].shape == (3, 8, 8, 1)
+    good(capsys, *words("sample a --n 2 --trajectory --out steps.png"))
+    result = json.loads(good(capsys, *words("evaluate a --samples 12 --json")))
+    assert result == json.loads((here / "a" / "eval.json").read_text())
+    assert "DDGAN, T = 4" in good(capsys, *words("compare a --out page.html"))
+    assert (here / "page.html").read_text().startswith("<!doctype html>") or (here / "page.html").stat().st_size > 1000
+    table = good(capsys, *words("evaluate a --samples 12"))
+    assert "fid" in table and "nfe" in table
+
+
+def test_an_interrupted_training_goes_on(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = commands.Line.show
+
+    def interrupted(self: commands.Line, share: float, note: str = "") -> None:
+        show(self, share, note)
+        raise KeyboardInterrupt
+
+    line = [*words("train ddgan --data digits --out a --training.checkpoint-minutes 0"), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.Line, "show", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            main(line)
+    assert caught.value.code == 130
+    assert "interrupted; go on with --resume" in capsys.readouterr().err
+    assert good(capsys, *line, "--resume") == "a\n"
+    assert (here / "a" / "model.safetensors").is_file()
+
+
+def test_a_broken_image_among_good_ones_is_named(here: Path, capsys: Capture) -> None:
+    (here / "photos").mkdir()
+    for index in range(12):
+        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(here / "photos" / f"{index}.png")
+    (here / "photos" / "torn.png").write_bytes((here / "photos" / "3.png").read_bytes()[:40])
+    main([*words("train ddgan --data photos --size 16 --out a"), *TINY])
+    out, err = capsys.readouterr()
+    assert out == "a\n"
+    (line,) = [line for line in err.splitlines() if "skipped" in line]
+    assert line.startswith("skipped 1 file: ") and "torn.png" in line
+    assert len(json.loads((here / "a" / "config.json").read_text())["data"]["skipped"]) == 1
+    for index in range(4):
+        (here / "photos" / f"torn{index}.png").write_bytes(b"no picture")
+    main([*words("train ddgan --data photos --size 16 --out b"), *TINY])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert line.startswith("skipped 5 files: ") and line.endswith("; ...") and line.count(".png: ") == 3
+
+
+def test_the_list(capsys: Capture) -> None:
+    text = good(capsys, "list")
+    for name in ("methods:", "  ddgan ", "  ddpm ", "recipes:", "  ddgan-digits ", "data:", "  gaussians "):
+        assert f"\n{name}" in f"\n{text}"
+
+
+@pytest.mark.parametrize("line", ["", "-h", "--help", "help"])
+def test_help(capsys: Capture, line: str) -> None:
+    text = good(capsys, *words(line))
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert good(capsys, "--version") == f"{trilemma.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_names_its_flags(capsys: Capture, name: str) -> None:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in cli.flags(cli.COMMANDS[name]):
+        if flag.removeprefix("--") not in cli.POSITIONAL.get(name, ()):
+            assert flag in text, flag
+
+
+def test_help_of_train_explains_the_settings_of_the_recipe(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "ddgan", "--data", "mnist", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--options.unet.channels INT width of the first level (default: 48)" in text
+    assert "--data STR digits, mnist" in text
+    assert "--training.batch-size INT" in text
+
+
+Parsed = Callable[..., object]
+
+
+def test_flags_become_settings() -> None:
+    """Values, lists and switches, which have two flags whatever the recipe says."""
+    line = "--data digits ddgan --options.lr_g=0.5 --options.unet.channel-mult 1 2 2 --resume --training.images 5"
+    command = cli._parse_train(words(line))
+    assert command.method == "ddgan" and command.resume is True and command.training.images == 5
+    assert command.options.lr_g == 0.5 and command.options.unet.channel_mult == (1, 2, 2)
+    for fir in (True, False):
+        flag = "--options.unet.fir" if fir else "--options.unet.no-fir"
+        assert cli._parse_train(["ddgan", "--data", "digits", flag]).options.unet.fir is fir
+    assert cli.parse(cli.Convert, "convert", words("a b --config c --as x")).as_ == "x"
+    assert cli.parse(cli.Compare, "compare", words("a b c")).runs == (Path("a"), Path("b"), Path("c"))
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(command: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(commands, "run_list", gone)
+    with pytest.raises(SystemExit) as caught:
+        main(["list"])
+    assert caught.value.code == 141
+
+
+def test_standard_output_is_json_alone(run: Path) -> None:
+    """In a process of its own, where nothing stands between the libraries and the terminal."""
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-m", "trilemma", "evaluate", str(run), "--json", "--samples", "12"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["row"]["method"] == "ddgan"
+    assert "Warning" not in done.stderr
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [
+        sys.executable,
+        "-m",
+        "trilemma",
+        "train",
+        "ddgan",
+        "--data",
+        "digits",
+        "--minutes",
+        "1",
+        "--images",
+        "5",
+    ]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "trilemma: give either --minutes or --images, not both\n"
+    assert not list(tmp_path.iterdir())
