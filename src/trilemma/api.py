@@ -156,7 +156,7 @@ def _race_data(data: str, rows: Sequence[RaceRow], size: int | None, root: Path 
     sizes = {row.loaded.data.size for row in rows}
     if size is None and len(sizes) > 1:
         raise ConfigError(f"the methods' recipes want different image sizes {sorted(map(str, sizes))}: give --size")
-    return load_data(data, root=root, size=size or sizes.pop(), channels=rows[0].loaded.data.channels)
+    return load_data(data, root=root, size=sizes.pop() if size is None else size, channels=rows[0].loaded.data.channels)
 
 
 def race(  # noqa: PLR0913

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trilemma.config import require
+from trilemma.config import Training, require
 from trilemma.data import Dataset, load_data
 from trilemma.data.pictures import save_grid, save_points
 from trilemma.engine.generator import Generator, sample_seeds
@@ -29,7 +29,6 @@ from trilemma.measure.speed import hardware, speed_scores, versions
 from trilemma.methods.base import Method
 from trilemma.types import Sampler
 
-DEFAULT_SAMPLES = 2_000  # a thousand-step sampler on a CPU is the measure of patience
 REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
 MIN_SAMPLES = 10  # fewer say nothing
 GRID, ROWS, POINTS = 64, 6, 1_000  # images in the grid, rows in the trajectory; points in each panel of theirs
@@ -76,7 +75,8 @@ def evaluate(  # noqa: PLR0913
     method = generator.method
     words, tag = method.describe(sampler), method.tag(sampler)
     reference = _reference(run, generator, data, data_root)
-    count = samples if samples is not None else min(DEFAULT_SAMPLES, len(reference))
+    usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
+    count = samples if samples is not None else min(usual, len(reference))
     seeds = sample_seeds(seed, 0, count)
 
     measure = _points if generator.spec.kind == "points" else _images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from trilemma.data import pictures, to_uint8
 from trilemma.engine.generator import Generator
-from trilemma.errors import ConfigError
+from trilemma.errors import ConfigError, RunError
 from trilemma.files import write_atomically
 from trilemma.types import DataSpec, Sampler
 
@@ -24,6 +25,7 @@ def check_out(out: Path, spec: DataSpec, *, trajectory: bool = False) -> None:
 
     Raises:
         ConfigError: an ending that is no picture, .npz or folder, or one that does not suit.
+        RunError: a place that cannot be written to.
     """
     if trajectory and out.suffix != ".png":
         raise ConfigError(f"--out {out}: a trajectory is a picture, give a .png")
@@ -31,6 +33,9 @@ def check_out(out: Path, spec: DataSpec, *, trajectory: bool = False) -> None:
         raise ConfigError(f"--out {out}: give a .png grid, an .npz file or a folder")
     if spec.kind == "points" and not out.suffix:
         raise ConfigError(f"--out {out}: points go into an .npz or a .png, not a folder of images")
+    place = next(path for path in (out.parent if out.suffix else out, *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"cannot write {out}: {place} is no folder that can be written to: choose another --out")
 
 
 def save_samples(x: Tensor, spec: DataSpec, out: Path) -> Path:

@@ -81,7 +81,9 @@ def make_plan(  # noqa: PLR0913
     budget = Budget(minutes=minutes, images=images)
     if isinstance(data, str):
         path = data_path(data)
-        data = load_data(data, root=data_root, size=size or loaded.data.size, channels=loaded.data.channels)
+        data = load_data(
+            data, root=data_root, size=loaded.data.size if size is None else size, channels=loaded.data.channels
+        )
     return Plan(method, name, options, training, budget, data, path, seed)
 
 

@@ -1,7 +1,7 @@
 """Fully connected networks for points in the plane, which travel as images of one pixel and two channels.
 
-With p = [x, sin(pi k x), cos(pi k x)] for k = 1, 2, 4, 8 (features that let few layers draw narrow modes) and the
-embedded time e:
+With p = [x, sin(pi k x), cos(pi k x)] for k = 1/8, 1/4, 1/2, 1, 2 (features that let few layers draw narrow
+modes) and the embedded time e:
 
     h_1 = dense([p, z]) + dense(e);   h_{i+1} = dense(act(h_i)) + dense(e);   y = dense(act(h_last))
 
@@ -21,7 +21,7 @@ from trilemma.errors import ConfigError
 from trilemma.networks.embeddings import timestep_embedding
 
 _TIME = 64  # numbers in the time embedding
-_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
+_FREQUENCIES = (0.125, 0.25, 0.5, 1.0, 2.0)  # periods from 16, wider than the data, to 1, narrower than its modes' gaps
 
 
 def _features(x: Tensor) -> Tensor:
