@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from same_run import image_plan, quick_plan
 from tiny import tiny_plan
-from trilemma.engine.train import train
+from trilemma.engine.train import Plan, train
+from trilemma.methods import method_names
 
 PLANS = {"ddgan": ("ddgan", "digits"), "ddpm": ("ddpm", "digits"), "points": ("ddgan", "gaussians")}
 
@@ -44,3 +46,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def copied(trained: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """The same as a copy of one's own."""
     return lambda name: Path(shutil.copytree(trained(name), tmp_path / f"copy-{name}"))
+
+
+@pytest.fixture(scope="session", params=method_names())
+def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    plan = image_plan(request.param)
+    return plan, train(plan, tmp_path_factory.mktemp("unbroken") / "run").folder
+
+
+@pytest.fixture(scope="session")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``quick_plan`` trains when nothing comes between."""
+    return train(quick_plan(), tmp_path_factory.mktemp("points") / "run").folder

@@ -1,12 +1,9 @@
-"""The training loop: a stop is no event, a failure is one line, and what it writes can be read."""
+"""The training loop: what it writes can be read, the average is the formula, and a failure is one line."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,159 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from same_run import assert_same_run, log, quick_plan
 from tiny import tiny_options, tiny_plan, weights
-from trilemma.data import Dataset
 from trilemma.engine import loop
 from trilemma.engine.budget import Budget
-from trilemma.engine.checkpoint import checkpoints, load_checkpoint
-from trilemma.engine.loop import Progress, Trainer, make_accelerator
+from trilemma.engine.checkpoint import checkpoints
+from trilemma.engine.loop import Trainer, make_accelerator
 from trilemma.engine.run import Run
 from trilemma.engine.train import Plan, train
 from trilemma.errors import ConfigError, NonFiniteError, RunError
-from trilemma.methods import method_class, method_names
-
-METHODS = method_names()
-
-
-class Killed(Exception):
-    """Stands for a process that ends at once."""
-
-
-def killed_at(step: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
-        if progress.step == step:
-            raise Killed
-
-    return report
-
-
-def quick_plan(name: str = "ddgan", images: int = 32, **changes: Any) -> Plan:
-    """Four steps on points, whose networks are the fastest."""
-    return tiny_plan(name, images, "gaussians", **changes)
-
-
-def image_plan(name: str) -> Plan:
-    """Five steps of convolutions with dropout, so that random numbers, layouts and the training mode matter."""
-    plan = tiny_plan(name, images=40)
-    return replace(plan, options=replace(plan.options, unet=replace(plan.options.unet, dropout=0.2)))
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    """The log but for the clock."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in Run(folder).read_log()]
-
-
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """A tree's leaves by path."""
-    if isinstance(tree, dict | list | tuple):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {name: leaf for key, value in items for name, leaf in flat(value, f"{path}/{key}").items()}
-    return {path: tree}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, averages, moments, random states and log, bit for bit; only the clock may differ."""
-    a, b = weights(one / "model.safetensors"), weights(other / "model.safetensors")
-    assert a.keys() == b.keys()
-    assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    a, b = (flat(load_checkpoint(checkpoints(folder / "checkpoints")[-1])) for folder in (one, other))
-    assert a.keys() == b.keys()
-    for key in a.keys() - {"/progress/seconds"}:
-        assert torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else a[key] == b[key], key
-    assert log(one) == log(other)
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
-    plan = image_plan(request.param)
-    return plan, train(plan, tmp_path_factory.mktemp("unbroken") / "run").folder
-
-
-@pytest.mark.parametrize("steps", [(1,), (4,), (2, 2, 5)], ids=str)
-def test_a_resumed_run_is_an_unbroken_one(unbroken: tuple[Plan, Path], tmp_path: Path, steps: tuple[int, ...]) -> None:
-    plan, expected = unbroken
-    for index, step in enumerate(steps):
-        torch.manual_seed(1000 + index)  # what ran before in the process must not matter
-        with pytest.raises(Killed):
-            train(plan, tmp_path / "run", resume=index > 0, report=killed_at(step))
-        assert not (tmp_path / "run" / "model.safetensors").exists()
-    train(plan, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", expected)
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``quick_plan`` trains when nothing comes between."""
-    return train(quick_plan(), tmp_path_factory.mktemp("points") / "run").folder
-
-
-CHILD = """
-import sys, time
-from pathlib import Path
-from test_loop import quick_plan
-from trilemma.engine.train import train
-
-def report(progress):
-    print(progress.step, flush=True)
-    time.sleep(0.5 if progress.step > 2 else 0.0)
-
-train(quick_plan(sys.argv[1]), Path(sys.argv[2]), report=report)
-"""
-
-
-def test_a_killed_process_is_continued(tmp_path: Path, points: Path) -> None:
-    """kill -9 in the middle of a run, at a moment nobody chose."""
-    here = Path(__file__).resolve().parent
-    source = here.parents[1] / "src"
-    path = os.pathsep.join([str(source), str(here), str(here.parent)])
-    command = [sys.executable, "-c", CHILD, "ddgan", str(tmp_path / "run")]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if int(line) >= 3:
-                break
-        child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    train(quick_plan(), tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", points)
-
-
-def test_a_finished_run_is_left_alone(unbroken: tuple[Plan, Path]) -> None:
-    plan, folder = unbroken
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-    train(plan, folder, resume=True)
-    assert {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
-    } == before
-
-
-def test_a_longer_budget_trains_on(tmp_path: Path) -> None:
-    train(quick_plan(images=16), tmp_path / "run")
-    train(quick_plan(images=32), tmp_path / "run", resume=True)
-    assert [record["images"] for record in log(tmp_path / "run")] == [8, 16, 24, 32]
-    assert Run(tmp_path / "run").config()["training"]["images"] == 32
-
-
-def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
-    train(quick_plan(images=16), tmp_path / "run")
-    for path in checkpoints(tmp_path / "run" / "checkpoints"):
-        path.unlink()
-    before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(RunError, match="no checkpoint left"):
-        train(quick_plan(images=32), tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
-
-
-def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path: Path) -> None:
-    plan = quick_plan(images=16)
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        train(replace(plan, seed=seed), tmp_path / name)
-        torch.rand(7)
-    a, b, c = (weights(tmp_path / name / "model.safetensors") for name in "abc")
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not all(torch.equal(a[key], c[key]) for key in a)
-
+from trilemma.methods import method_class
 
 # What it writes
 
@@ -353,40 +207,6 @@ def test_an_existing_run_is_not_trained_over(unbroken: tuple[Plan, Path], tmp_pa
     with pytest.raises(RunError, match="not empty and not a run"):
         train(plan, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
-
-
-def other_data(data: Dataset) -> Dataset:
-    return replace(data, digest="0" * 64)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda plan: replace(plan, options=replace(plan.options, lazy_reg=2)), "another options"),
-        (lambda plan: replace(plan, data=other_data(plan.data)), "another data"),
-        (lambda plan: replace(plan, seed=1), "another seed"),
-        (lambda plan: replace(plan, training=replace(plan.training, batch_size=4)), "another training.batch_size"),
-        (lambda plan: replace(quick_plan("ddpm"), data=other_data(plan.data)), "another method, options, data"),
-    ],
-)
-def test_other_settings_do_not_resume(tmp_path: Path, change: Callable[[Plan], Plan], words: str) -> None:
-    plan = quick_plan(images=8)
-    train(plan, tmp_path / "run")
-    with pytest.raises(RunError, match=words):
-        train(change(plan), tmp_path / "run", resume=True)
-
-
-def test_a_damaged_checkpoint_is_one_line_and_the_one_before_goes_on(tmp_path: Path, points: Path) -> None:
-    plan = quick_plan()
-    with pytest.raises(Killed):
-        train(plan, tmp_path / "run", report=killed_at(4))
-    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(RunError, match="step-000000003.safetensors is not a whole checkpoint .* delete it to resume"):
-        train(plan, tmp_path / "run", resume=True)
-    newest.unlink()
-    train(plan, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", points)
 
 
 @pytest.mark.parametrize("name", ["config.json", "step-000000003.safetensors", "000000k.png", "model.safetensors"])

@@ -1,0 +1,65 @@
+"""Quick trainings, ways to stop them, and whether two runs are one and the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiny import tiny_plan, weights
+from trilemma.engine.checkpoint import checkpoints, load_checkpoint
+from trilemma.engine.loop import Progress
+from trilemma.engine.run import Run
+from trilemma.engine.train import Plan
+
+
+class Killed(Exception):
+    """Stands for a process that ends at once."""
+
+
+def killed_at(step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return report
+
+
+def quick_plan(name: str = "ddgan", images: int = 32, **changes: Any) -> Plan:
+    """Four steps on points, whose networks are the fastest."""
+    return tiny_plan(name, images, "gaussians", **changes)
+
+
+def image_plan(name: str) -> Plan:
+    """Five steps of convolutions with dropout, so that random numbers, layouts and the training mode matter."""
+    plan = tiny_plan(name, images=40)
+    return replace(plan, options=replace(plan.options, unet=replace(plan.options.unet, dropout=0.2)))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The log but for the clock."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in Run(folder).read_log()]
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """A tree's leaves by path."""
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {name: leaf for key, value in items for name, leaf in flat(value, f"{path}/{key}").items()}
+    return {path: tree}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, averages, moments, random states and log, bit for bit; only the clock may differ."""
+    a, b = weights(one / "model.safetensors"), weights(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    a, b = (flat(load_checkpoint(checkpoints(folder / "checkpoints")[-1])) for folder in (one, other))
+    assert a.keys() == b.keys()
+    for key in a.keys() - {"/progress/seconds"}:
+        assert torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else a[key] == b[key], key
+    assert log(one) == log(other)
