@@ -125,7 +125,6 @@ def test_the_published_ddgan_recipes_have_the_published_numbers(name: str) -> No
         "auxiliary": "none",
         "warm_share": 0.0,
         "shared_pass": False,
-        "t_odds": (),
         "warmup_steps": 0,
     }
     assert options.items() >= {**common, **expected["options"]}.items()

@@ -1,4 +1,4 @@
-"""Small records that every level shares. Importing this file costs nothing: torch is only named for the type checker."""
+"""Small records that every level shares. Importing them costs nothing: torch is only named for the type checker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Samples ``x`` (N, C, H, W), images in [-1, 1]; ``trajectory`` (K, N, C, H, W), from noise to sample, if asked for."""
+    """Samples ``x`` (N, C, H, W), images in [-1, 1]; ``trajectory`` (K, N, C, H, W), noise first, if asked for."""
 
     x: Tensor
     trajectory: Tensor | None = None

@@ -141,7 +141,7 @@ def test_a_geometric_schedule_trains() -> None:
 @pytest.mark.parametrize("auxiliary", ["none", "mse", "energy"])
 @pytest.mark.parametrize("shared_pass", [False, True])
 def test_our_options_train_together(loss: str, auxiliary: str, shared_pass: bool) -> None:
-    method = tiny_method("ddgan", loss=loss, auxiliary=auxiliary, shared_pass=shared_pass, t_odds=[4.0, 1.0, 1.0, 1.0])
+    method = tiny_method("ddgan", loss=loss, auxiliary=auxiliary, shared_pass=shared_pass)
     losses = method.step(Batch(torch.rand(4, *SPEC.shape)), 0.5, tools(method))
     assert all(torch.isfinite(value) for value in losses.values())
     assert ("auxiliary" in losses) == (auxiliary != "none")
@@ -152,12 +152,6 @@ def test_only_the_regression_learns_in_the_warm_share() -> None:
     lent = tools(method)
     assert set(method.step(Batch(torch.rand(4, *SPEC.shape)), 0.29, lent)) == {"auxiliary"}
     assert {"auxiliary", "d_loss", "g_loss"} <= set(method.step(Batch(torch.rand(4, *SPEC.shape)), 0.31, lent))
-
-
-def test_t_is_drawn_by_its_odds() -> None:
-    method = tiny_method("ddgan", t_odds=[4.0, 2.0, 1.0, 1.0])
-    counts = method._draw_t(torch.zeros(40_000, 1, 1, 1)).bincount(minlength=4) / 40_000
-    torch.testing.assert_close(counts, torch.tensor([0.5, 0.25, 0.125, 0.125]), atol=0.01, rtol=0)
 
 
 def test_the_energy_score_pairs_share_their_noisy_image_and_nothing_else() -> None:
@@ -173,7 +167,6 @@ def test_the_energy_score_pairs_share_their_noisy_image_and_nothing_else() -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"t_odds": [1.0, 2.0]}, "t_odds"),
         ({"warm_share": 0.5}, "warm_share"),
         ({"num_timesteps": 0}, "num_timesteps"),
         ({"lazy_reg": 0}, "lazy_reg"),

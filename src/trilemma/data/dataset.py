@@ -52,7 +52,7 @@ class Dataset:
         return int(self.x.shape[0])
 
     def batch(self, index: Tensor | Sequence[int]) -> Batch:
-        """The samples at ``index`` (B,), as float32 (B, C, H, W), images in [-1, 1], channels_last, with labels int64 (B,)."""
+        """The samples at ``index`` (B,): float32 (B, C, H, W), channels_last, images in [-1, 1]; labels int64 (B,)."""
         chosen = torch.as_tensor(index, dtype=torch.int64)
         x = self.x.index_select(0, chosen)
         x = to_float(x) if x.dtype == torch.uint8 else x

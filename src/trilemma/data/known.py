@@ -1,4 +1,4 @@
-"""The known image sets: scikit-learn's embedded digits, MNIST (also stacked), Fashion-MNIST and CIFAR-10 by torchvision."""
+"""Known image sets: scikit-learn's embedded digits; MNIST (also stacked), Fashion-MNIST, CIFAR-10 by torchvision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision import datasets  # type: ignore[import-untyped]
+from torchvision import datasets
 
 from trilemma.data.dataset import Dataset, make_dataset
 from trilemma.data.decode import fit

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid  # type: ignore[import-untyped]
+from torchvision.utils import make_grid
 
 from trilemma.errors import DataError, NonFiniteError
 from trilemma.files import write_atomically

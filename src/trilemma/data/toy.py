@@ -1,8 +1,9 @@
 """Points whose distribution is known: 25 Gaussians of deviation 0.05 on the grid {-4, -2, 0, 2, 4}^2.
 
-The 2D-grid of Srivastava et al. 2017 (VEEGAN) and Lin et al. 2018 (PacGAN), on which a lost mode is seen at a glance. Unlike
-images, points keep their own units: neighbours lie 2 apart and 40 deviations, so each point belongs to one mode beyond
-doubt, and a diffusion's last large step, whose noise is about 1 in these units, can tell most modes apart.
+The 2D-grid of Srivastava et al. 2017 (VEEGAN) and Lin et al. 2018 (PacGAN), on which a lost mode is seen at a glance.
+Unlike images, points keep their own units: neighbours lie 2 apart and 40 deviations, so each point belongs to one
+mode beyond doubt, and a diffusion's last large step, whose noise is about 1 in these units, can tell most modes
+apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a method is: a module that owns its networks and says how it learns, how it samples and what it is.
 
-Everything else is somebody else's: devices, precision, processes, averaged weights, checkpoints, logs, data and the count
-of network calls. The engine lends a step its ``Tools``; sampling needs nothing but seeds.
+Everything else is somebody else's: devices, precision, processes, averaged weights, checkpoints, logs, data and the
+count of network calls. The engine lends a step its ``Tools``; sampling needs nothing but seeds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trilemma.types import Batch, DataSpec, Sampler, SampleResult
 class Tools:
     """What the engine lends a method for one step.
 
-    ``networks`` are the method's own, as prepared for the device and the processes at hand: call these for every pass whose
-    parameters receive gradients, and the method's own attributes for all other passes. ``backward`` replaces
+    ``networks`` are the method's own, as prepared for the device and the processes at hand: call these for every pass
+    whose parameters receive gradients, and the method's own attributes for all other passes. ``backward`` replaces
     ``loss.backward()`` (it scales the loss where precision demands it).
     """
 
@@ -43,7 +43,7 @@ class Entrant:
 
 
 class Method(nn.Module, ABC):
-    """Base class. Subclasses set the class attributes, build their networks in ``__init__`` and define the three verbs."""
+    """Base class. Subclasses set the class attributes, build their networks in ``__init__``, define the three verbs."""
 
     name: ClassVar[str]
     family: ClassVar[str]  # "diffusion", "denoising GAN", ...
@@ -98,7 +98,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
-        """Exactly one optimisation step. ``progress`` in [0, 1) is the share of the budget spent; returns detached scalars."""
+        """Exactly one optimisation step; ``progress`` in [0, 1) is the share of the budget spent. Detached scalars."""
 
     def extra_state(self) -> dict[str, Any]:
         """Memory that is not in a tensor (counters, adaptive strengths), as plain numbers."""
@@ -110,9 +110,7 @@ class Method(nn.Module, ABC):
     # How it samples
 
     @abstractmethod
-    def sample(
-        self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False
-    ) -> SampleResult:
+    def sample(self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False) -> SampleResult:
         """One sample per seed, from that seed alone: (N, C, H, W) in [-1, 1].
 
         Args:

@@ -1,24 +1,27 @@
 """Denoising Diffusion GAN: a conditional GAN takes a few large denoising steps (Xiao, Kreis and Vahdat 2022).
 
-The forward process has T steps with large betas. The generator predicts x_0 from x_t and a latent z, and the step is a draw
-from the Gaussian posterior around that prediction:
+The forward process has T steps with large betas. The generator predicts x_0 from x_t and a latent z, and the step is
+a draw from the Gaussian posterior around that prediction:
 
     p_theta(x_{t-1} | x_t) = integral of q(x_{t-1} | x_t, x_0 = G(x_t, z, t)) p(z) dz
 
-    min_D  sum_t E_q(x_t) [ E_q(x_{t-1}|x_t) softplus(-D(x_{t-1}, x_t, t)) + E_p(x_{t-1}|x_t) softplus(D(x_{t-1}, x_t, t)) ]
+    min_D  sum_t E_q(x_t) [ E_q(x_{t-1}|x_t) softplus(-D(x_{t-1}, x_t, t))
+                            + E_p(x_{t-1}|x_t) softplus(D(x_{t-1}, x_t, t)) ]
     max_G  sum_t E_q(x_t) E_p(x_{t-1}|x_t) [ log sigmoid D(x_{t-1}, x_t, t) ]
 
-The real pair comes from one chain: x_{t-1} ~ q(. | x_0), then x_t ~ q(. | x_{t-1}). In the code t counts from 0 and is the index
-of the less noisy image, so ``x_next`` is the paper's x_t and ``x_t`` its x_{t-1}. T = 1 is a one-shot GAN.
+The real pair comes from one chain: x_{t-1} ~ q(. | x_0), then x_t ~ q(. | x_{t-1}). In the code t counts from 0 and
+is the index of the less noisy image, so ``x_next`` is the paper's x_t and ``x_t`` its x_{t-1}. T = 1 is a one-shot
+GAN.
 
-As in the reference, R1 is taken with respect to x_{t-1} alone, on real pairs, every ``lazy_reg`` steps and not multiplied
-by that interval. Differs from the reference: the discriminator's step builds no graph through G (the same gradients,
-less work), and the cosine follows the share of the budget spent in place of epochs.
+As in the reference, R1 is taken with respect to x_{t-1} alone, on real pairs, every ``lazy_reg`` steps and not
+multiplied by that interval. Differs from the reference: the discriminator's step builds no graph through G (the same
+gradients, less work), and the cosine follows the share of the budget spent in place of epochs.
 
 Ours, off by default: ``loss = "relativistic"`` compares each fake with the real pair of the same x_t (R3GAN's pairing);
-``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone for the
-first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t, which is smallest
-for the true q(x_0 | x_t); ``t_odds`` draws some steps more often than others; ``shared_pass`` lets D and G learn from the same chain and the same pass through G.
+``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone
+for the first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t,
+which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass
+through G.
 """
 
 from __future__ import annotations
@@ -70,7 +73,6 @@ class DDGANOptions:
     auxiliary_weight: float = 1.0  # ours: its weight
     final_auxiliary_weight: float = 1.0  # ours: reached linearly at the end of the budget
     warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
-    t_odds: tuple[float, ...] = ()  # ours: how often each t is drawn, the cleanest first; empty: evenly
     warmup_steps: int = 0  # ours: linear rise of both learning rates
     shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
@@ -82,10 +84,6 @@ class DDGANOptions:
         require(self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}")
         require(self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
-        require(
-            not self.t_odds or (len(self.t_odds) == self.num_timesteps and min(self.t_odds) > 0),
-            f"t_odds must be one positive number for each of the {self.num_timesteps} steps, not {self.t_odds}",
-        )
         require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
         require(
             self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
@@ -114,16 +112,14 @@ class DDGAN(Method):
     paper = "Xiao et al. 2022"
     Options = DDGANOptions
     averaged = ("generator",)
-    entrants = (Entrant(), Entrant("-one-shot", {"num_timesteps": 1, "t_odds": []}))
+    entrants = (Entrant(), Entrant("-one-shot", {"num_timesteps": 1}))
     options: DDGANOptions
 
     def __init__(self, options: DDGANOptions, spec: DataSpec) -> None:
         super().__init__(options, spec)
         self.generator = build_denoiser(spec, options.unet, options.points, options.latent, tanh=options.unet.tanh)
         self.discriminator = build_discriminator(spec, options.discriminator, options.points)
-        self.schedule = denoising_schedule(
-            options.num_timesteps, options.schedule, options.beta_min, options.beta_max
-        )
+        self.schedule = denoising_schedule(options.num_timesteps, options.schedule, options.beta_min, options.beta_max)
         self.nz = options.points.nz if spec.kind == "points" else options.latent.nz
         self.steps_done = 0
 
@@ -160,16 +156,10 @@ class DDGAN(Method):
         self.steps_done += 1
         return losses
 
-    def _draw_t(self, x_0: Tensor) -> Tensor:
-        if self.options.t_odds:
-            odds = torch.tensor(self.options.t_odds, device=x_0.device)
-            return torch.multinomial(odds, len(x_0), replacement=True)
-        return torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
-
     def _draw_chain(self, x_0: Tensor) -> Chain:
-        """t, x_t and x_{t+1} of one chain; for the energy score each x_{t+1} twice, with two x_t ~ q(x_t | x_0, x_{t+1})."""
+        """t, x_t and x_{t+1} of one chain; for the energy score each x_{t+1} twice, with two x_t given it and x_0."""
         schedule = self.schedule.to(x_0.device)
-        t = self._draw_t(x_0)
+        t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
         if self.options.auxiliary == "energy":
@@ -254,15 +244,13 @@ class DDGAN(Method):
         steps = self.options.num_timesteps
         require(
             sampler.steps in (None, steps),
-            f"this DDGAN was trained for {steps} steps, not {sampler.steps}: train one with num_timesteps {sampler.steps}",
+            f"this DDGAN was trained for {steps} steps, not {sampler.steps}: train another with that num_timesteps",
         )
         require(sampler.eta is None and sampler.variance is None, "ddgan has no sampler setting eta or variance")
         return f"{steps} step{'s' if steps > 1 else ''}"
 
     @torch.inference_mode()
-    def sample(
-        self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False
-    ) -> SampleResult:
+    def sample(self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False) -> SampleResult:
         self.describe(sampler or Sampler())
         schedule = self.schedule.to(self.device)
         noise = SeedNoise(seeds, self.device)

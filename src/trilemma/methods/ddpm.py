@@ -137,18 +137,16 @@ class DDPM(Method):
         return Sampler(steps=min(25, self.options.timesteps))
 
     @torch.inference_mode()
-    def sample(
-        self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False
-    ) -> SampleResult:
+    def sample(self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False) -> SampleResult:
         sampler = sampler or Sampler()
         self.describe(sampler)
         noise = SeedNoise(seeds, self.device)
         x = noise.normal(self.spec.shape).contiguous(memory_format=torch.channels_last)
         states = [x]
-        for x in self._ancestral(x, noise, sampler) if sampler.steps is None else self._ddim(x, noise, sampler):
-            if trajectory:
-                states.append(x)
-        return SampleResult(x, torch.stack(_spread(states)) if trajectory else None)
+        chain = self._ancestral if sampler.steps is None else self._ddim
+        for state in chain(x, noise, sampler):
+            states = [*states, state] if trajectory else [state]
+        return SampleResult(states[-1], torch.stack(_spread(states)) if trajectory else None)
 
     def _ancestral(self, x: Tensor, noise: SeedNoise, sampler: Sampler) -> Any:
         """Algorithm 2: x_{t-1} = posterior mean under the predicted x_0, plus sigma_t z."""

@@ -82,9 +82,7 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """(N, c_in, H, W) -> (N, c_out, H/2, W/2): by a filter or the mean, or by a strided convolution."""
 
-    def __init__(
-        self, c_in: int, c_out: int, *, with_conv: bool, fir: bool, kernel: Sequence[float] = KERNEL
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, *, with_conv: bool, fir: bool, kernel: Sequence[float] = KERNEL) -> None:
         super().__init__()
         self.fir, self.kernel = fir, tuple(kernel)
         self.conv = conv(c_in, c_out, stride=2, padding=0) if with_conv else None
@@ -108,9 +106,7 @@ class Upsample(nn.Module):
     published code fails at that combination; this is what its documentation promises.
     """
 
-    def __init__(
-        self, c_in: int, c_out: int, *, with_conv: bool, fir: bool, kernel: Sequence[float] = KERNEL
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, *, with_conv: bool, fir: bool, kernel: Sequence[float] = KERNEL) -> None:
         super().__init__()
         self.fir, self.kernel = fir, tuple(kernel)
         self.conv = conv(c_in, c_out) if with_conv else None

@@ -34,9 +34,8 @@ from trilemma.networks.levels import Block, Combine, DownLevel, InputPyramid, Le
 
 Embedding = Literal["positional", "fourier"]
 
-def _check_sizes(
-    image_size: int, patch: int, channel_mult: Sequence[int], least: dict[str, tuple[int, int]]
-) -> None:
+
+def _check_sizes(image_size: int, patch: int, channel_mult: Sequence[int], least: dict[str, tuple[int, int]]) -> None:
     """``least`` maps a setting's name to (its value, the least it may be)."""
     low = [f"{name} {value} (at least {bound})" for name, (value, bound) in least.items() if value < bound]
     if patch < 1 or not channel_mult or min(channel_mult) < 1:

@@ -69,9 +69,7 @@ class _GroupNorm(torch.autograd.Function):
         dy = grads[0]
         if torch.is_grad_enabled():  # someone will differentiate this pass, and mu and r depend on x
             wanted = [v for v, needed in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if needed]
-            found = iter(
-                torch.autograd.grad(_by_torch(x, gamma, beta, ctx.groups), wanted, dy, create_graph=True)
-            )
+            found = iter(torch.autograd.grad(_by_torch(x, gamma, beta, ctx.groups), wanted, dy, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None
         m = x.shape[2] * x.shape[3] * x.shape[1] // ctx.groups
         dbeta = dy.sum((2, 3))

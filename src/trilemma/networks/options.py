@@ -73,12 +73,12 @@ class PointOptions:
 def build_denoiser(
     spec: DataSpec, unet: UNetOptions, points: PointOptions, latent: LatentOptions | None, *, tanh: bool
 ) -> nn.Module:
-    """The network that reads (x_t, t, z): a U-Net for images, fully connected for points; ``latent`` None leaves z out."""
+    """The network that reads (x_t, t, z): U-Net for images, fully connected for points; no z if ``latent`` is None."""
     if spec.kind == "points":
-        return PointGenerator(
-            nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers
-        )
-    require(spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: prepare them with --size")
+        return PointGenerator(nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers)
+    require(
+        spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: crop them with --size"
+    )
     settings = dataclasses.asdict(unet) | {"tanh": tanh}
     return NCSNpp(
         image_size=spec.height,

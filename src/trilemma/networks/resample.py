@@ -67,9 +67,7 @@ class _Transposed(torch.autograd.Function):
             full - ((part - 1) * stride + taps - 2 * padding)
             for full, part, taps in zip(size, y.shape[2:], weight.shape[2:], strict=True)
         ]
-        return F.conv_transpose2d(
-            y, weight, stride=stride, padding=padding, output_padding=missing, groups=y.shape[1]
-        )
+        return F.conv_transpose2d(y, weight, stride=stride, padding=padding, output_padding=missing, groups=y.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
