@@ -25,7 +25,7 @@ endef
 .PHONY: demo test test-slow lint clean
 
 demo: $(STAMP)
-	$(BIN)/trilemma race digits --out runs/digits-demo
+	$(BIN)/trilemma race digits --out runs/digits-demo --resume
 
 # One thread a process: pytest runs the files side by side, and threads on top would only get in each other's way.
 test: $(DEV_STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from trilemma.engine import train as training
 from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError
+from trilemma.methods.base import Entrant
 
 ROWS = ["ddpm/eval.json", "ddpm/eval-ddim50.json", "ddgan/eval.json", "ddgan-one-shot/eval.json"]
 
 
 @pytest.fixture(autouse=True)
 def _tiny_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _shrink(monkeypatch)
+
+
+def _shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recipe is a tiny one of two steps, and one repeat is timed at each batch size."""
 
     def tiny(name: str) -> Recipe:
@@ -90,14 +96,24 @@ def times(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Holds the folder of the first race, once it is there."""
-    return [tmp_path_factory.mktemp("race") / "digits"]
+def first_race(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a race on digits."""
+    folder = tmp_path_factory.mktemp("race") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink(patch)
+        trilemma.race("digits", out=folder, samples=12)
+    return folder
 
 
-def test_a_race_has_a_row_for_each_entrant_and_sampler(finished: list[Path]) -> None:
-    folder = finished[0]
-    table, page = trilemma.race("digits", out=folder, samples=12)
+@pytest.fixture
+def finished(first_race: Path, tmp_path: Path) -> Path:
+    """A copy of that race for one test."""
+    return Path(shutil.copytree(first_race, tmp_path / "race"))
+
+
+def test_a_race_has_a_row_for_each_entrant_and_sampler(finished: Path) -> None:
+    folder = finished
+    table, page = trilemma.race("digits", out=folder, samples=12, resume=True)
     assert table.row_count == 4
     assert page == folder / "report.html" and page.is_file()
     assert all((folder / row).is_file() for row in ROWS)
@@ -107,8 +123,8 @@ def test_a_race_has_a_row_for_each_entrant_and_sampler(finished: list[Path]) -> 
     assert {config["training"]["images"] for config in configs} == {16}
 
 
-def test_a_finished_race_is_kept(finished: list[Path]) -> None:
-    folder = finished[0]
+def test_a_finished_race_is_kept(finished: Path) -> None:
+    folder = finished
     before = times(folder)
     with pytest.raises(RunError, match="ddpm, .*from an earlier race: go on with --resume"):
         trilemma.race("digits", out=folder, samples=12)
@@ -116,13 +132,13 @@ def test_a_finished_race_is_kept(finished: list[Path]) -> None:
     assert table.row_count == 4 and times(folder) == before
 
 
-def test_a_race_on_other_data_does_not_go_on(finished: list[Path]) -> None:
+def test_a_race_on_other_data_does_not_go_on(finished: Path) -> None:
     with pytest.raises(RunError, match="was trained with another data"):
-        trilemma.race("digits", out=finished[0], size=16, resume=True)
+        trilemma.race("digits", out=finished, size=16, resume=True)
 
 
-def test_only_what_is_missing_is_done_again(finished: list[Path]) -> None:
-    folder = finished[0]
+def test_only_what_is_missing_is_done_again(finished: Path) -> None:
+    folder = finished
     before = times(folder)
     (folder / "ddpm" / "eval-ddim50.json").unlink()
     trilemma.race("digits", out=folder, samples=12, resume=True)
@@ -131,8 +147,8 @@ def test_only_what_is_missing_is_done_again(finished: list[Path]) -> None:
     assert changed == {"ddpm/eval-ddim50.json", *pictures}
 
 
-def test_a_longer_budget_trains_on_and_scores_anew(finished: list[Path]) -> None:
-    folder = finished[0]
+def test_a_longer_budget_trains_on_and_scores_anew(finished: Path) -> None:
+    folder = finished
     before = times(folder)
     trilemma.race("digits", ["ddgan"], out=folder, images=32, samples=12, resume=True)
     after = times(folder)
@@ -185,3 +201,25 @@ def test_what_cannot_be_raced_is_refused_before_any_work(
 def test_points_race_by_their_modes(tmp_path: Path) -> None:
     table, _ = trilemma.race("gaussians", ["ddgan"], out=tmp_path, samples=50)
     assert table.row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [
+        ([{"minutes": 5.0}, {"minutes": 12.0}], (12.0, None)),
+        ([{"images": 90}, {"images": 100}], (None, 100)),
+    ],
+)
+def test_a_race_gives_all_rows_one_budget(budgets: list[dict[str, Any]], expected: tuple[Any, Any]) -> None:
+    """Without a budget: the largest of the recipes', so that no row is compared with one trained for less."""
+    assert api._race_budget([_row(**budget) for budget in budgets]) == expected
+
+
+def test_a_race_between_minutes_and_images_has_to_be_told_which() -> None:
+    with pytest.raises(ConfigError, match="--minutes or --images"):
+        api._race_budget([_row(minutes=1.0), _row(images=10)])
+
+
+def _row(**budget: Any) -> api.RaceRow:
+    recipe = Recipe("ddgan", training=Training(**budget))
+    return api.RaceRow("ddgan", Entrant(), Path("run"), None, "recipe", recipe)

@@ -159,6 +159,17 @@ def _race_data(data: str, rows: Sequence[RaceRow], size: int | None, root: Path 
     return load_data(data, root=root, size=sizes.pop() if size is None else size, channels=rows[0].loaded.data.channels)
 
 
+def _race_budget(rows: Sequence[RaceRow]) -> tuple[float | None, int | None]:
+    """One budget for all rows where none was given: the largest of their recipes', in minutes or in images."""
+    minutes = [row.loaded.training.minutes for row in rows if row.loaded.training.minutes is not None]
+    images = [row.loaded.training.images for row in rows if row.loaded.training.images is not None]
+    if len(minutes) == len(rows):
+        return max(minutes), None
+    if len(images) == len(rows):
+        return None, max(images)
+    raise ConfigError("the methods' recipes have budgets of different kinds: give --minutes or --images")
+
+
 def race(  # noqa: PLR0913
     data: str,
     methods: Sequence[str] = ("ddpm", "ddgan"),
@@ -183,6 +194,8 @@ def race(  # noqa: PLR0913
     Returns:
         the table and the path of report.html.
 
+    Without a budget all rows get the largest of their recipes'.
+
     Raises:
         TrilemmaError: anything a user can mend, in one line.
     """
@@ -192,6 +205,8 @@ def race(  # noqa: PLR0913
     taken = [str(row.folder) for row in rows if Run(row.folder).config_path.is_file()]
     if taken and not resume:
         raise RunError(f"{', '.join(taken)} from an earlier race: go on with --resume or choose another --out")
+    if minutes is None and images is None:
+        minutes, images = _race_budget(rows)
     loaded = _race_data(data, rows, size, None if data_root is None else Path(data_root))
     on_data(loaded)
     if loaded.spec.kind == "images":  # better now than after hours of training
