@@ -24,11 +24,11 @@ def filled(text: str) -> str:
     """The README's text with every results table made anew."""
 
     def table(match: re.Match[str]) -> str:
-        folder = DOCS / "results" / match[2]
-        if not folder.is_dir():
+        runs = sorted({path.parent for path in (DOCS / "results" / match[2]).glob("*/eval*.json")})
+        if not runs:
             return match[0]
-        runs = sorted({path.parent for path in folder.glob("*/eval*.json")})
-        return f"{match[1]}\n{markdown_table(read_rows(runs)).strip()}\n\n{match[3]}"
+        rows = sorted(read_rows(runs), key=lambda row: row.scores.nfe or 0, reverse=True)
+        return f"{match[1]}\n{markdown_table(rows).strip()}\n\n{match[3]}"
 
     return SPOT.sub(table, text)
 
