@@ -73,7 +73,7 @@ def evaluate(  # noqa: PLR0913
     require(samples is None or samples >= MIN_SAMPLES, f"--samples must be at least {MIN_SAMPLES}, not {samples}")
     generator = Generator.load(run.folder)
     method = generator.method
-    words, tag = method.describe(sampler), method.tag(sampler)
+    method.describe(sampler)  # refuses what the method does not offer
     reference = _reference(run, generator, data, data_root)
     usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
     count = samples if samples is not None else min(usual, len(reference))
@@ -96,38 +96,40 @@ def evaluate(  # noqa: PLR0913
         method.sampling_networks(),
         warmup=lambda batch: method.sample(batch, method.preview()),
     )
-    _draw(generator, sampler, seed, generated, reference, run.folder / "eval" / tag)
+    _draw(generator, sampler, seed, generated, reference, run.folder / "eval" / method.tag(sampler))
 
-    result: dict[str, Any] = finite(
-        {
-            "row": {
-                "title": method.title() if tag == "default" else f"{method.title()}, {words}",
-                "method": method.name,
-                "family": method.family,
-                "paper": method.paper,
-                "sampler": words,
-                "tag": tag,
-            },
-            "scores": scores | speed.scores,
-            "protocol": {
-                "data": reference.name,
-                "data_digest": reference.digest,
-                "split": reference.split,
-                **protocol,
-                **speed.protocol,
-                "seeds": f"seed {seed}, samples 0 to {count - 1}",
-                "steps": sampler.steps,
-                "parameters": sum(p.numel() for n in method.sampling_networks().values() for p in n.parameters()),
-                **_trained(run),
-                "threads": torch.get_num_threads(),
-                "hardware": hardware(),
-                "versions": versions(),
-                "seconds": round(time.perf_counter() - started, 1),
-            },
-        }
-    )
+    about = {
+        "data": reference.name,
+        "data_digest": reference.digest,
+        "split": reference.split,
+        **protocol,
+        **speed.protocol,
+        "seeds": f"seed {seed}, samples 0 to {count - 1}",
+        "steps": sampler.steps,
+        "parameters": sum(p.numel() for n in method.sampling_networks().values() for p in n.parameters()),
+        **_trained(run),
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    result = {"row": _row(method, sampler), "scores": scores | speed.scores, "protocol": about}
     write_json(eval_path(run, method, sampler), result)
-    return result
+    written: dict[str, Any] = finite(result)
+    return written
+
+
+def _row(method: Method, sampler: Sampler) -> dict[str, str]:
+    """What the row is called in a table."""
+    words, tag = method.describe(sampler), method.tag(sampler)
+    return {
+        "title": method.title() if tag == "default" else f"{method.title()}, {words}",
+        "method": method.name,
+        "family": method.family,
+        "paper": method.paper,
+        "sampler": words,
+        "tag": tag,
+    }
 
 
 def _reference(run: Run, generator: Generator, data: str | Dataset | None, root: Path | None) -> Dataset:
