@@ -1,45 +1,79 @@
-"""Fill the results tables of the README from the run folders under docs/results.
+"""Fill the tables of results in the README and in docs/recipes.md from the run folders under docs/results.
 
     python docs/tables.py            # print what would be written
-    python docs/tables.py --write    # write README.md
+    python docs/tables.py --write    # write the pages
 
-Between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->`` goes the table of the runs in docs/results/NAME, where
-there are any.
+Between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->`` goes the table of the runs in docs/results/NAME, and
+between ``<!-- trials:NAME -->`` and ``<!-- /trials:NAME -->`` how the quick scores of those runs went in training.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from trilemma.comparison import markdown_table, read_rows
 
 DOCS = Path(__file__).resolve().parent
-README = DOCS.parent / "README.md"
-SPOT = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
+PAGES = (DOCS.parent / "README.md", DOCS / "recipes.md")
+SPOT = re.compile(r"(<!-- (results|trials):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
+
+
+def results_table(folder: Path) -> str:
+    """The scores of the runs in a folder, most function evaluations first; nothing if none is evaluated."""
+    runs = sorted({path.parent for path in folder.glob("*/eval*.json")})
+    rows = sorted(read_rows(runs), key=lambda row: row.scores.nfe or 0, reverse=True) if runs else []
+    return markdown_table(rows).strip() if rows else ""
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value)
+    return found
+
+
+def trials_table(folder: Path) -> str:
+    """Per run the settings in which the runs of a folder differ, and the quick FID at each snapshot."""
+    configs = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
+    # Budgets and snapshots show in the numbers themselves.
+    settings = {run: _flat(config["options"] | {"batch_size": config["training"]["batch_size"]}) for run, config in configs.items()}
+    names = sorted({name for flat in settings.values() for name in flat})
+    varied = [name for name in names if len({flat.get(name) for flat in settings.values()}) > 1]
+    lines = ["| trial | " + " | ".join(f"`{name}`" for name in varied) + " | images, after seconds: quick FID |"]
+    lines.append("|---" * (len(varied) + 2) + "|")
+    for run, flat in settings.items():
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        scores = [f"{r['images']:,}, {r['seconds']:.0f} s: {r['fid']:.1f}" for r in log if "fid" in r]
+        lines.append(f"| {run.name} | " + " | ".join(flat.get(name, "") for name in varied) + f" | {'; '.join(scores)} |")
+    return "\n".join(lines)
 
 
 def filled(text: str) -> str:
-    """The README's text with every results table made anew."""
+    """A page's text with every table made anew."""
 
     def table(match: re.Match[str]) -> str:
-        runs = sorted({path.parent for path in (DOCS / "results" / match[2]).glob("*/eval*.json")})
-        if not runs:
-            return match[0]
-        rows = sorted(read_rows(runs), key=lambda row: row.scores.nfe or 0, reverse=True)
-        return f"{match[1]}\n{markdown_table(rows).strip()}\n\n{match[3]}"
+        make = results_table if match[2] == "results" else trials_table
+        made = make(DOCS / "results" / match[3])
+        return f"{match[1]}\n{made}\n\n{match[4]}" if made else match[0]
 
     return SPOT.sub(table, text)
 
 
 def main() -> None:
     """Print or write."""
-    text = filled(README.read_text(encoding="utf-8"))
-    if "--write" in sys.argv[1:]:
-        README.write_text(text, encoding="utf-8")
-    else:
-        print("\n".join(match[0] for match in SPOT.finditer(text)))
+    for page in PAGES:
+        text = filled(page.read_text(encoding="utf-8"))
+        if "--write" in sys.argv[1:]:
+            page.write_text(text, encoding="utf-8")
+        else:
+            print("\n".join(match[0] for match in SPOT.finditer(text)))
 
 
 if __name__ == "__main__":
