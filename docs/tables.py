@@ -43,16 +43,18 @@ def trials_table(folder: Path) -> str:
     """Per run the settings in which the runs of a folder differ, and the quick FID at each snapshot."""
     configs = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
     # Budgets and snapshots show in the numbers themselves.
-    settings = {run: _flat(config["options"] | {"batch_size": config["training"]["batch_size"]}) for run, config in configs.items()}
+    settings = {
+        run: _flat(config["options"] | {"batch_size": config["training"]["batch_size"]})
+        for run, config in configs.items()
+    }
     names = sorted({name for flat in settings.values() for name in flat})
     varied = [name for name in names if len({flat.get(name) for flat in settings.values()}) > 1]
-    lines = ["| trial | " + " | ".join(f"`{name}`" for name in varied) + " | images, after seconds: quick FID |"]
-    lines.append("|---" * (len(varied) + 2) + "|")
+    lines = [["trial", *(f"`{name}`" for name in varied), "images, seconds: quick FID"], ["---"] * (len(varied) + 2)]
     for run, flat in settings.items():
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         scores = [f"{r['images']:,}, {r['seconds']:.0f} s: {r['fid']:.1f}" for r in log if "fid" in r]
-        lines.append(f"| {run.name} | " + " | ".join(flat.get(name, "") for name in varied) + f" | {'; '.join(scores)} |")
-    return "\n".join(lines)
+        lines.append([run.name, *(flat.get(name, "") for name in varied), "; ".join(scores)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def filled(text: str) -> str:
