@@ -124,6 +124,7 @@ def test_the_published_ddgan_recipes_have_the_published_numbers(name: str) -> No
         "r2_gamma": 0.0,
         "auxiliary": "none",
         "warm_share": 0.0,
+        "judge": "x_t",
         "shared_pass": False,
         "warmup_steps": 0,
     }

@@ -147,6 +147,23 @@ def test_our_options_train_together(loss: str, auxiliary: str, shared_pass: bool
     assert ("auxiliary" in losses) == (auxiliary != "none")
 
 
+@pytest.mark.parametrize("auxiliary", ["mse", "energy"])
+@pytest.mark.parametrize("kind", ["tiny", "strided"])
+def test_a_discriminator_of_x_0_alone_trains(auxiliary: str, kind: str) -> None:
+    """It is shown each x_0 once: two copies would give real images away to the minibatch standard deviation."""
+    method = tiny_method("ddgan", judge="x_0", auxiliary=auxiliary, discriminator={"kind": kind, "conditional": False})
+    x_0 = torch.rand(4, *SPEC.shape)
+    chain = method._draw_chain(x_0)
+    assert torch.equal(chain.real, x_0)
+    fake, x_0_pred = method._denoise(method.generator, chain)
+    assert fake is x_0_pred and len(fake) == (8 if auxiliary == "energy" else 4)
+    logits = chain.logits(method.discriminator, fake)
+    torch.testing.assert_close(logits, method.discriminator(fake[:4], chain.t[:4], torch.rand(4, *SPEC.shape)))
+    losses = method.step(Batch(x_0), 0.5, tools(method))
+    assert {"auxiliary", "d_loss", "g_loss", "r1"} == set(losses)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_only_the_regression_learns_in_the_warm_share() -> None:
     method = tiny_method("ddgan", auxiliary="energy", warm_share=0.3)
     lent = tools(method)
@@ -160,14 +177,16 @@ def test_the_energy_score_pairs_share_their_noisy_image_and_nothing_else() -> No
     for same in (chain.x_0, chain.t, chain.x_next):
         assert torch.equal(same[:6], same[6:])
     noisy = chain.t[:6] > 0  # at t = 0 the less noisy image is x_0 itself
-    assert not torch.equal(chain.x_t[:6][noisy], chain.x_t[6:][noisy]) or not noisy.any()
-    torch.testing.assert_close(chain.x_t[:6][~noisy], chain.x_t[6:][~noisy], atol=1e-3, rtol=0)
+    assert not torch.equal(chain.real[:6][noisy], chain.real[6:][noisy]) or not noisy.any()
+    torch.testing.assert_close(chain.real[:6][~noisy], chain.real[6:][~noisy], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"warm_share": 0.5}, "warm_share"),
+        ({"discriminator": {"conditional": False}}, "auxiliary"),
+        ({"judge": "x"}, "judge"),
         ({"num_timesteps": 0}, "num_timesteps"),
         ({"lazy_reg": 0}, "lazy_reg"),
         ({"adam_betas": [0.5]}, "adam_betas"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from torch import Tensor
 from golden import golden
 from trilemma.errors import ConfigError
 from trilemma.maths.adversarial import gradient_penalty
-from trilemma.networks.discriminators import TimeDiscriminator, minibatch_std
+from trilemma.networks.discriminators import StridedDiscriminator, TimeDiscriminator, minibatch_std
+from trilemma.networks.options import DiscriminatorOptions, PointOptions, build_discriminator
+from trilemma.types import DataSpec
 
 VARIANTS = ("small", "large", "small_gray")
 RENAMES = (
@@ -214,3 +217,53 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(name: str, value: obje
 def test_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="27 x 28"):
         tiny()(torch.zeros(1, 1, 27, 28), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 27, 28))
+
+
+def strided(**changes: int) -> StridedDiscriminator:
+    torch.manual_seed(0)
+    return StridedDiscriminator(**{"in_channels": 1, "size": 28, "channels": 4, "embedding": 8, **changes})
+
+
+@pytest.mark.parametrize("size", [4, 8, 28])
+def test_strided_works_to_second_order(size: int) -> None:
+    net = strided(size=size, in_channels=2)
+    x = torch.randn(4, 2, size, size, requires_grad=True)
+    y = net(x, torch.tensor([0, 1, 2, 3]), torch.randn(4, 2, size, size))
+    assert y.shape == (4, 1)
+    gradient_penalty(y, x, 1.0).backward()
+    for layer in (net.conv_1, net.conv_2, net.conv_3, net.out):
+        assert layer.weight.grad is not None and float(layer.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("kind", [tiny, strided])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_x_t_is_read_unless_the_discriminator_is_unconditional(kind: Any, conditional: bool) -> None:
+    torch.manual_seed(0)
+    net = kind(conditional=conditional)
+    x, x_t, t = torch.randn(4, 1, 28, 28), torch.randn(4, 1, 28, 28), torch.tensor([0, 1, 2, 3])
+    y = net(x, t, x_t)
+    assert torch.equal(y, net(x, t, x_t.flip(0))) != conditional
+    assert not torch.equal(y, net(x.flip(0), t, x_t))
+    assert not torch.equal(y, net(x, t.flip(0), x_t)) or kind is tiny  # its blocks are all but silent at first
+
+
+@pytest.mark.parametrize("change", [{"size": 27}, {"size": 0}, {"channels": 0}, {"in_channels": 0}, {"embedding": 2}])
+def test_strided_settings_that_do_not_fit_are_refused_in_one_line(change: dict[str, int]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        strided(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_strided_refuses_images_of_another_size() -> None:
+    with pytest.raises(ConfigError, match="side 28"):
+        strided()(torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 32, 32))
+
+
+def test_options_that_a_kind_does_not_have_are_refused() -> None:
+    points = DataSpec("points", 2, 1, 1)
+    with pytest.raises(ConfigError, match="patch"):
+        build_discriminator(
+            DataSpec("images", 1, 28, 28), DiscriminatorOptions(kind="strided", patch=2), PointOptions()
+        )
+    with pytest.raises(ConfigError, match="conditional"):
+        build_discriminator(points, DiscriminatorOptions(conditional=False), PointOptions())

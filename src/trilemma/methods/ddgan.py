@@ -21,7 +21,9 @@ Ours, off by default: ``loss = "relativistic"`` compares each fake with the real
 ``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone
 for the first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t,
 which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass
-through G.
+through G; ``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
+Where ``discriminator.conditional`` is false, D compares the distributions of x_0 alone and it is the energy score that
+ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023).
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class DDGANOptions:
     final_auxiliary_weight: float = 1.0  # ours: reached linearly at the end of the budget
     warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
     warmup_steps: int = 0  # ours: linear rise of both learning rates
+    judge: Literal["x_t", "x_0"] = "x_t"  # what D tells apart: the less noisy image, or (ours) the clean one
     shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
     latent: LatentOptions = field(default_factory=LatentOptions)
@@ -89,15 +92,26 @@ class DDGANOptions:
             self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
             "warm_share needs an auxiliary loss: there would be nothing to learn from",
         )
+        require(
+            self.discriminator.conditional or self.auxiliary != "none",
+            "discriminator.conditional = false needs an auxiliary loss: nothing else would tie x_0 to x_{t+1}",
+        )
 
 
 class Chain(NamedTuple):
-    """Draws from one forward chain: x_0, the index t of the less noisy image, x_t and x_{t+1}."""
+    """Draws from one forward chain: x_0, the index t of the less noisy image, x_{t+1}, and the images D is to take for
+    real: x_t, or the first of each x_0."""
 
     x_0: Tensor
     t: Tensor
-    x_t: Tensor
     x_next: Tensor
+    real: Tensor
+
+    def logits(self, discriminator: nn.Module, images: Tensor) -> Tensor:
+        """D's for as many images, real or fake, as it is to take for real."""
+        n = len(self.real)
+        logits: Tensor = discriminator(images[:n], self.t[:n], self.x_next[:n])
+        return logits
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -157,20 +171,25 @@ class DDGAN(Method):
         return losses
 
     def _draw_chain(self, x_0: Tensor) -> Chain:
-        """t, x_t and x_{t+1} of one chain; for the energy score each x_{t+1} twice, with two x_t given it and x_0."""
+        """One chain for each x_0; for the energy score each x_{t+1} twice, with two x_t given it and x_0."""
         schedule = self.schedule.to(x_0.device)
         t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
-        if self.options.auxiliary == "energy":
-            other = sample_posterior(schedule, x_0, x_next, t, torch.randn_like(x_0))
-            return Chain(_twice(x_0), torch.cat([t, t]), torch.cat([x_t, other]), _twice(x_next))
-        return Chain(x_0, t, x_t, x_next)
+        # Two copies of one x_0 would give real images away to D's minibatch standard deviation.
+        real = x_0 if self.options.judge == "x_0" else x_t
+        if self.options.auxiliary != "energy":
+            return Chain(x_0, t, x_next, real)
+        if self.options.judge == "x_t":
+            real = torch.cat([x_t, sample_posterior(schedule, x_0, x_next, t, torch.randn_like(x_0))])
+        return Chain(_twice(x_0), _twice(t), _twice(x_next), real)
 
     def _denoise(self, generator: nn.Module, chain: Chain) -> tuple[Tensor, Tensor]:
-        """The fake x_t and the x_0 it was drawn around."""
+        """The fake that D judges, and the x_0 it was drawn around."""
         z = torch.randn(len(chain.t), self.nz, device=chain.x_next.device)
         x_0_pred = generator(chain.x_next, chain.t, z)
+        if self.options.judge == "x_0":
+            return x_0_pred, x_0_pred
         noise = torch.randn_like(chain.x_next)
         schedule = self.schedule.to(chain.x_next.device)
         return sample_posterior(schedule, x_0_pred, chain.x_next, chain.t, noise), x_0_pred
@@ -178,16 +197,16 @@ class DDGAN(Method):
     def _discriminator_step(self, chain: Chain, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
         options, discriminator = self.options, tools.networks["discriminator"]
         penalise = self.steps_done % options.lazy_reg == 0
-        x_t = chain.x_t.detach().requires_grad_(penalise and options.r1_gamma > 0)
+        real = chain.real.detach().requires_grad_(penalise and options.r1_gamma > 0)
         fake = fake.detach().requires_grad_(penalise and options.r2_gamma > 0)
-        real_logits = discriminator(x_t, chain.t, chain.x_next)
-        fake_logits = discriminator(fake, chain.t, chain.x_next)
+        real_logits = chain.logits(discriminator, real)
+        fake_logits = chain.logits(discriminator, fake)
         relativistic = options.loss == "relativistic"
         criterion = adversarial.relativistic_discriminator_loss if relativistic else adversarial.discriminator_loss
         loss = criterion(real_logits, fake_logits)
         losses = {"d_loss": loss.detach()}
-        if x_t.requires_grad:
-            penalty = adversarial.gradient_penalty(real_logits, x_t, options.r1_gamma)
+        if real.requires_grad:
+            penalty = adversarial.gradient_penalty(real_logits, real, options.r1_gamma)
             loss, losses["r1"] = loss + penalty, penalty.detach()
         if fake.requires_grad:
             penalty = adversarial.gradient_penalty(fake_logits, fake, options.r2_gamma)
@@ -209,9 +228,9 @@ class DDGAN(Method):
         if progress >= options.warm_share:
             # D's own parameters need no gradient here: it is the method's module that is called, not the prepared one.
             self.discriminator.requires_grad_(False)
-            fake_logits = self.discriminator(fake, chain.t, chain.x_next)
+            fake_logits = chain.logits(self.discriminator, fake)
             if options.loss == "relativistic":
-                real_logits = self.discriminator(chain.x_t, chain.t, chain.x_next)
+                real_logits = chain.logits(self.discriminator, chain.real)
                 loss = adversarial.relativistic_generator_loss(real_logits, fake_logits)
             else:
                 loss = adversarial.generator_loss(fake_logits)

@@ -7,6 +7,9 @@ x is the less noisy image, x_t the noisier one it came from. Both, concatenated,
 then a channel with the minibatch standard deviation, a convolution, lrelu, the sum over pixels and a dense layer.
 lrelu has slope 0.2 throughout; emb = lrelu(dense(lrelu(dense(timestep_embedding(t))))). Every operation can be
 differentiated twice, which the gradient penalty needs.
+
+Ours: ``StridedDiscriminator``, a DCGAN's (Radford et al. 2016) with time and minibatch standard deviation; and either
+without x_t (``conditional`` false), for a D that compares the distributions of x alone.
 """
 
 from __future__ import annotations
@@ -128,10 +131,11 @@ class TimeDiscriminator(nn.Module):
         patch: int = 1,
         size: int | None = None,
         fir: bool = True,
+        conditional: bool = True,
     ) -> None:
         """``in_channels`` of one image; ``channels`` the base width; ``embedding`` the width of the time embedding;
         ``patch`` p works on p x p pixels as channels; ``size`` (if given) of the square images, only to be checked;
-        ``fir`` halves with the filter 1, 3, 3, 1, otherwise by the mean of 2 x 2 pixels.
+        ``fir`` halves with the filter 1, 3, 3, 1, otherwise by the mean of 2 x 2 pixels; ``conditional`` reads x_t too.
 
         Raises ConfigError for an unknown kind and for sizes that do not fit.
         """
@@ -145,6 +149,7 @@ class TimeDiscriminator(nn.Module):
             )
         plan = _PLANS[kind]
         self.patch = patch
+        self.conditional = conditional
         self.least_size = patch * 2 ** sum(plan.down)
         if size is not None:
             self._check_size(size, size)
@@ -152,7 +157,7 @@ class TimeDiscriminator(nn.Module):
         widths = [channels * w for w in plan.widths]
         self.time_in = nn.Linear(embedding, embedding)
         self.time_out = nn.Linear(embedding, embedding)
-        self.start_conv = nn.Conv2d(2 * in_channels * patch**2, widths[0], 1)
+        self.start_conv = nn.Conv2d((1 + conditional) * in_channels * patch**2, widths[0], 1)
         self.blocks = nn.ModuleList(
             DownBlock(c_in, c_out, embedding, down=down, fir=fir)
             for c_in, c_out, down in zip(widths[:-1], widths[1:], plan.down, strict=True)
@@ -176,11 +181,60 @@ class TimeDiscriminator(nn.Module):
         self._check_size(x.shape[2], x.shape[3])
         emb = F.leaky_relu(self.time_in(timestep_embedding(t, self.embedding).to(x.dtype)), _SLOPE)
         emb = F.leaky_relu(self.time_out(emb), _SLOPE)
-        h = F.pixel_unshuffle(torch.cat((x, x_t), dim=1), self.patch)
+        h = F.pixel_unshuffle(torch.cat((x, x_t), dim=1) if self.conditional else x, self.patch)
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
         h = self.start_conv(h.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             h = block(h, emb)
         h = F.leaky_relu(self.final_conv(minibatch_std(h)), _SLOPE)
         logits: Tensor = self.end_linear(h.sum(dim=(2, 3)))
+        return logits
+
+
+class StridedDiscriminator(nn.Module):
+    """D(x, t, x_t) -> logits (N, 1), by convolutions that halve:
+
+        h = lrelu(conv_1(x) + dense(emb));   h = lrelu(conv_2(h) + dense(emb))
+        h = lrelu(conv_3([h, minibatch standard deviation]));   y = dense(all of h)
+
+    with kernels of 4, stride 2 and c, then 2 c channels; conv_3 keeps the size. As it sees where things are (the dense
+    layer reads every pixel) and starts with all layers awake, it learns in few steps what strokes look like.
+    """
+
+    def __init__(
+        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, conditional: bool = True
+    ) -> None:
+        """``channels`` is c; ``size`` of the square images, a multiple of 4; ``conditional`` reads x_t too.
+
+        Raises ConfigError for sizes that do not fit.
+        """
+        super().__init__()
+        if min(in_channels, channels) < 1 or embedding < 4 or size < 4 or size % 4:
+            raise ConfigError(
+                "strided discriminator needs in_channels and channels of at least 1, an embedding of at least 4 and "
+                f"images whose side is a multiple of 4, not {in_channels}, {channels}, {embedding} and {size}"
+            )
+        self.size = size
+        self.conditional = conditional
+        self.embedding = embedding
+        self.time = nn.Linear(embedding, embedding)
+        self.time_1 = nn.Linear(embedding, channels)
+        self.time_2 = nn.Linear(embedding, 2 * channels)
+        self.conv_1 = nn.Conv2d((1 + conditional) * in_channels, channels, 4, stride=2, padding=1)
+        self.conv_2 = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
+        self.conv_3 = nn.Conv2d(2 * channels + 1, 2 * channels, 3, padding=1)
+        self.out = nn.Linear(2 * channels * (size // 4) ** 2, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:
+        """x and x_t (N, C, size, size), t (N,) the integer level of x; logits (N, 1). Raises ConfigError for others."""
+        if x.shape[2:] != (self.size, self.size):
+            raise ConfigError(f"discriminator was built for images of side {self.size}, but got {tuple(x.shape)}")
+        emb = F.leaky_relu(self.time(timestep_embedding(t, self.embedding).to(x.dtype)), _SLOPE)
+        h = torch.cat((x, x_t), dim=1) if self.conditional else x
+        # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
+        h = self.conv_1(h.contiguous(memory_format=torch.channels_last)) + self.time_1(emb)[:, :, None, None]
+        h = self.conv_2(F.leaky_relu(h, _SLOPE)) + self.time_2(emb)[:, :, None, None]
+        h = F.leaky_relu(self.conv_3(minibatch_std(F.leaky_relu(h, _SLOPE))), _SLOPE)
+        logits: Tensor = self.out(h.flatten(1))
         return logits

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from trilemma.config import require
-from trilemma.networks.discriminators import TimeDiscriminator
+from trilemma.networks.discriminators import StridedDiscriminator, TimeDiscriminator
 from trilemma.networks.mlp import PointDiscriminator, PointGenerator
 from trilemma.networks.ncsnpp import NCSNpp
 from trilemma.types import DataSpec
@@ -55,10 +55,11 @@ class LatentOptions:
 class DiscriminatorOptions:
     """The time-conditional discriminator D(x_t, t, x_{t+1})."""
 
-    kind: Literal["small", "large", "tiny"] = "small"  # 32 pixels, 256 pixels, or feature maps of 7 to 16 pixels
-    channels: int = 64  # half the width of the first level
+    kind: Literal["small", "large", "tiny", "strided"] = "small"  # 32 pixels, 256, 7 to 16 after patch; a DCGAN's
+    channels: int = 64  # half the width of the first level; of strided all of it
     embedding: int = 256  # of time
-    patch: int = 1  # pixel-unshuffle in front
+    patch: int = 1  # pixel-unshuffle in front (not of strided)
+    conditional: bool = True  # false (ours): it is not shown x_{t+1}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,17 @@ def build_denoiser(
 def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: PointOptions) -> nn.Module:
     """D(x_t, t, x_{t+1}) -> (N, 1) logits."""
     if spec.kind == "points":
+        require(options.conditional, "discriminator.conditional = false is for images: that of points reads x_{t+1}")
         return PointDiscriminator(hidden=points.hidden, layers=points.layers)
+    if options.kind == "strided":
+        require(options.patch == 1, f"a strided discriminator has no patch, but {options.patch} was asked for")
+        return StridedDiscriminator(
+            in_channels=spec.channels,
+            size=spec.height,
+            channels=options.channels,
+            embedding=options.embedding,
+            conditional=options.conditional,
+        )
     return TimeDiscriminator(
         in_channels=spec.channels,
         size=spec.height,
@@ -102,4 +113,5 @@ def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: P
         embedding=options.embedding,
         kind=options.kind,
         patch=options.patch,
+        conditional=options.conditional,
     )
