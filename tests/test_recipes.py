@@ -125,6 +125,7 @@ def test_the_published_ddgan_recipes_have_the_published_numbers(name: str) -> No
         "auxiliary": "none",
         "warm_share": 0.0,
         "judge": "x_t",
+        "grouped_t": False,
         "shared_pass": False,
         "warmup_steps": 0,
     }

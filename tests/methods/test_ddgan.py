@@ -164,6 +164,14 @@ def test_a_discriminator_of_x_0_alone_trains(auxiliary: str, kind: str) -> None:
     assert all(torch.isfinite(value) for value in losses.values())
 
 
+def test_images_of_one_minibatch_deviation_share_t_where_asked() -> None:
+    method = tiny_method("ddgan", grouped_t=True, num_timesteps=1000)
+    for n, group in ((16, 4), (6, 3), (5, 1)):
+        t = method._draw_chain(torch.rand(n, *SPEC.shape)).t
+        members = t.view(group, -1)  # sample i is in group i mod N / g
+        assert torch.equal(members, members[:1].expand_as(members)) and len(t.unique()) > n // group / 2
+
+
 def test_only_the_regression_learns_in_the_warm_share() -> None:
     method = tiny_method("ddgan", auxiliary="energy", warm_share=0.3)
     lent = tools(method)

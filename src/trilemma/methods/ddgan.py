@@ -23,7 +23,8 @@ for the first ``warm_share`` of the budget: squared error, or the energy score o
 which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass
 through G; ``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
 Where ``discriminator.conditional`` is false, D compares the distributions of x_0 alone and it is the energy score that
-ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023).
+ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023). ``grouped_t`` lets D's minibatch
+standard deviation show a G that ignores z at one t: among four different t it cannot.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import cosine_decay, denoising_schedule
 from trilemma.maths.scoring import energy_score
 from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.networks.discriminators import std_group
 from trilemma.networks.options import (
     DiscriminatorOptions,
     LatentOptions,
@@ -77,6 +79,7 @@ class DDGANOptions:
     warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
     warmup_steps: int = 0  # ours: linear rise of both learning rates
     judge: Literal["x_t", "x_0"] = "x_t"  # what D tells apart: the less noisy image, or (ours) the clean one
+    grouped_t: bool = False  # ours: images whose minibatch standard deviation D sees together share their t
     shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
     latent: LatentOptions = field(default_factory=LatentOptions)
@@ -173,7 +176,8 @@ class DDGAN(Method):
     def _draw_chain(self, x_0: Tensor) -> Chain:
         """One chain for each x_0; for the energy score each x_{t+1} twice, with two x_t given it and x_0."""
         schedule = self.schedule.to(x_0.device)
-        t = torch.randint(0, self.options.num_timesteps, (len(x_0),), device=x_0.device)
+        group = std_group(len(x_0)) if self.options.grouped_t else 1
+        t = torch.randint(0, self.options.num_timesteps, (len(x_0) // group,), device=x_0.device).repeat(group)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
         # Two copies of one x_0 would give real images away to D's minibatch standard deviation.

@@ -57,14 +57,18 @@ def _init(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def std_group(n: int) -> int:
+    """Members of a group in a batch of n: the largest divisor of n up to 4."""
+    return next(g for g in range(min(n, _STD_GROUP), 0, -1) if n % g == 0)
+
+
 def minibatch_std(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C + 1, H, W): adds the standard deviation across a group, averaged over channels and pixels.
 
-    Groups have g = min(N, 4) members and sample i is in group i mod N / g (Karras et al. 2018, section 3). Differs from
-    the published code where that does not divide N, which it refuses: here g is the largest divisor of N up to 4.
+    Groups have g = std_group(N) members and sample i is in group i mod N / g (Karras et al. 2018, section 3). Differs
+    from the published code where 4 does not divide N, which it refuses.
     """
-    n = x.shape[0]
-    group = next(g for g in range(min(n, _STD_GROUP), 0, -1) if n % g == 0)
+    group = std_group(x.shape[0])
     # Members lie n / group apart, so whole slices of the batch meet: no reduction over a strided view, which is slow.
     members = x.chunk(group)
     mean = sum(members[1:], members[0]) / group
