@@ -23,8 +23,8 @@ for the first ``warm_share`` of the budget: squared error, or the energy score o
 which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass
 through G; ``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
 Where ``discriminator.conditional`` is false, D compares the distributions of x_0 alone and it is the energy score that
-ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023). ``grouped_t`` lets D's minibatch
-standard deviation show a G that ignores z at one t: among four different t it cannot.
+ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023). ``grouped_t`` lets D's
+minibatch standard deviation show a G that ignores z at one t: among four different t it cannot.
 """
 
 from __future__ import annotations
