@@ -180,10 +180,10 @@ class DDGAN(Method):
         t = torch.randint(0, self.options.num_timesteps, (len(x_0) // group,), device=x_0.device).repeat(group)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
-        # Two copies of one x_0 would give real images away to D's minibatch standard deviation.
         real = x_0 if self.options.judge == "x_0" else x_t
         if self.options.auxiliary != "energy":
             return Chain(x_0, t, x_next, real)
+        # Of x_0 no second one: two copies would give real images away to D's minibatch standard deviation.
         if self.options.judge == "x_t":
             real = torch.cat([x_t, sample_posterior(schedule, x_0, x_next, t, torch.randn_like(x_0))])
         return Chain(_twice(x_0), _twice(t), _twice(x_next), real)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -97,21 +97,14 @@ def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: P
     if spec.kind == "points":
         require(options.conditional, "discriminator.conditional = false is for images: that of points reads x_{t+1}")
         return PointDiscriminator(hidden=points.hidden, layers=points.layers)
+    shared: dict[str, Any] = {
+        "in_channels": spec.channels,
+        "size": spec.height,
+        "channels": options.channels,
+        "embedding": options.embedding,
+        "conditional": options.conditional,
+    }
     if options.kind == "strided":
         require(options.patch == 1, f"a strided discriminator has no patch, but {options.patch} was asked for")
-        return StridedDiscriminator(
-            in_channels=spec.channels,
-            size=spec.height,
-            channels=options.channels,
-            embedding=options.embedding,
-            conditional=options.conditional,
-        )
-    return TimeDiscriminator(
-        in_channels=spec.channels,
-        size=spec.height,
-        channels=options.channels,
-        embedding=options.embedding,
-        kind=options.kind,
-        patch=options.patch,
-        conditional=options.conditional,
-    )
+        return StridedDiscriminator(**shared)
+    return TimeDiscriminator(kind=options.kind, patch=options.patch, **shared)
