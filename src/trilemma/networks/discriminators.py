@@ -201,8 +201,7 @@ class StridedDiscriminator(nn.Module):
         h = lrelu(conv_1(x) + dense(emb));   h = lrelu(conv_2(h) + dense(emb))
         h = lrelu(conv_3([h, minibatch standard deviation]));   y = dense(all of h)
 
-    with kernels of 4, stride 2 and c, then 2 c channels; conv_3 keeps the size. As it sees where things are (the dense
-    layer reads every pixel) and starts with all layers awake, it learns in few steps what strokes look like.
+    with kernels of 4, stride 2 and c, then 2 c channels; conv_3 keeps the size. Initial values are PyTorch's own.
     """
 
     def __init__(
