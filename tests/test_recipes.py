@@ -126,6 +126,8 @@ def test_the_published_ddgan_recipes_have_the_published_numbers(name: str) -> No
         "warm_share": 0.0,
         "judge": "x_t",
         "grouped_t": False,
+        "t_odds": 1.0,
+        "energy_share": 1.0,
         "shared_pass": False,
         "warmup_steps": 0,
     }

@@ -15,7 +15,10 @@ from trilemma.methods import method_class
 from trilemma.methods.base import Method, Tools
 from trilemma.types import DataSpec
 
-OURS = ("loss", "r2_gamma", "auxiliary", "warm_share", "judge", "grouped_t", "shared_pass", "warmup_steps")
+OURS = (
+    *("loss", "r2_gamma", "auxiliary", "energy_share", "warm_share"),
+    *("judge", "t_odds", "grouped_t", "shared_pass", "warmup_steps"),
+)
 SPEC = DataSpec("images", 1, 8, 8)
 POINTS = DataSpec("points", 2, 1, 1)
 

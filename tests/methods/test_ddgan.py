@@ -18,6 +18,7 @@ from trilemma.config import build
 from trilemma.errors import ConfigError
 from trilemma.interop import ddgan as reference
 from trilemma.maths.gaussian import sample_posterior
+from trilemma.maths.scoring import energy_score
 from trilemma.methods.base import Tools
 from trilemma.methods.ddgan import DDGAN, DDGANOptions
 from trilemma.types import Batch, DataSpec, Sampler
@@ -172,6 +173,28 @@ def test_images_of_one_minibatch_deviation_share_t_where_asked() -> None:
         assert torch.equal(members, members[:1].expand_as(members)) and len(t.unique()) > n // group / 2
 
 
+@pytest.mark.parametrize("judge", ["x_t", "x_0"])
+def test_the_energy_score_takes_second_samples_of_a_share_of_the_batch(judge: str) -> None:
+    method = tiny_method("ddgan", auxiliary="energy", energy_share=0.25, judge=judge)
+    chain = method._draw_chain(torch.rand(8, *SPEC.shape))
+    assert chain.pairs == 2 and len(chain.x_0) == 10 and len(chain.real) == (8 if judge == "x_0" else 10)
+    for same in (chain.x_0, chain.t, chain.x_next):
+        assert torch.equal(same[:2], same[8:])
+    first, second = torch.rand(2, *SPEC.shape), torch.rand(2, *SPEC.shape)
+    x_0_pred = torch.cat([first, torch.full((6, *SPEC.shape), torch.nan), second])
+    torch.testing.assert_close(method._auxiliary(chain, x_0_pred), energy_score(first, second, chain.x_0[:2]))
+    losses = method.step(Batch(torch.rand(8, *SPEC.shape)), 0.5, tools(method))
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("grouped_t", [False, True])
+def test_noisier_steps_are_drawn_as_often_as_asked(grouped_t: bool) -> None:
+    torch.manual_seed(0)
+    method = tiny_method("ddgan", t_odds=2.0, num_timesteps=3, grouped_t=grouped_t)
+    counts = torch.bincount(method._draw_t(40_000, torch.device("cpu")), minlength=3) / 40_000
+    torch.testing.assert_close(counts, torch.tensor([1 / 7, 2 / 7, 4 / 7]), atol=0.02, rtol=0)
+
+
 def test_only_the_regression_learns_in_the_warm_share() -> None:
     method = tiny_method("ddgan", auxiliary="energy", warm_share=0.3)
     lent = tools(method)
@@ -195,6 +218,8 @@ def test_the_energy_score_pairs_share_their_noisy_image_and_nothing_else() -> No
         ({"warm_share": 0.5}, "warm_share"),
         ({"discriminator": {"conditional": False}}, "auxiliary"),
         ({"judge": "x"}, "judge"),
+        ({"energy_share": 0.0}, "energy_share"),
+        ({"t_odds": 0.0}, "t_odds"),
         ({"num_timesteps": 0}, "num_timesteps"),
         ({"lazy_reg": 0}, "lazy_reg"),
         ({"adam_betas": [0.5]}, "adam_betas"),

@@ -24,7 +24,8 @@ which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn 
 through G; ``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
 Where ``discriminator.conditional`` is false, D compares the distributions of x_0 alone and it is the energy score that
 ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023). ``grouped_t`` lets D's
-minibatch standard deviation show a G that ignores z at one t: among four different t it cannot.
+minibatch standard deviation show a G that ignores z at one t: among four different t it cannot. ``energy_share`` and
+``t_odds`` spend the time where it is needed: fewer second samples, more of the noisy steps.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ class DDGANOptions:
     r2_gamma: float = 0.0  # ours: weight of the gradient penalty at fake pairs
     auxiliary: Literal["none", "mse", "energy"] = "none"  # ours: a regression on x_0 in G's loss
     auxiliary_weight: float = 1.0  # ours: its weight
+    energy_share: float = 1.0  # ours: share of the batch that the energy score takes a second sample of
     final_auxiliary_weight: float = 1.0  # ours: reached linearly at the end of the budget
     warm_share: float = 0.0  # ours: share of the budget trained by the regression alone
     warmup_steps: int = 0  # ours: linear rise of both learning rates
     judge: Literal["x_t", "x_0"] = "x_t"  # what D tells apart: the less noisy image, or (ours) the clean one
+    t_odds: float = 1.0  # ours: t + 1 is drawn this many times as often as t
     grouped_t: bool = False  # ours: images whose minibatch standard deviation D sees together share their t
     shared_pass: bool = False  # ours: D and G learn from the same chain and the same pass through G
     unet: UNetOptions = field(default_factory=UNetOptions)
@@ -90,6 +93,8 @@ class DDGANOptions:
         require(self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}")
         require(self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
+        require(0.0 < self.energy_share <= 1.0, f"energy_share must be in (0, 1], not {self.energy_share}")
+        require(self.t_odds > 0.0, f"t_odds must be above 0, not {self.t_odds}")
         require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
         require(
             self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
@@ -103,22 +108,19 @@ class DDGANOptions:
 
 class Chain(NamedTuple):
     """Draws from one forward chain: x_0, the index t of the less noisy image, x_{t+1}, and the images D is to take for
-    real: x_t, or the first of each x_0."""
+    real: x_t, or the first of each x_0. The last ``pairs`` rows repeat the first ones' x_0, t and x_{t+1}."""
 
     x_0: Tensor
     t: Tensor
     x_next: Tensor
     real: Tensor
+    pairs: int
 
     def logits(self, discriminator: nn.Module, images: Tensor) -> Tensor:
         """D's for as many images, real or fake, as it is to take for real."""
         n = len(self.real)
         logits: Tensor = discriminator(images[:n], self.t[:n], self.x_next[:n])
         return logits
-
-
-def _twice(x: Tensor) -> Tensor:
-    return torch.cat([x, x])
 
 
 class DDGAN(Method):
@@ -174,19 +176,29 @@ class DDGAN(Method):
         return losses
 
     def _draw_chain(self, x_0: Tensor) -> Chain:
-        """One chain for each x_0; for the energy score each x_{t+1} twice, with two x_t given it and x_0."""
+        """One chain for each x_0; for the energy score x_{t+1} twice, with two x_t given it and x_0."""
         schedule = self.schedule.to(x_0.device)
-        group = std_group(len(x_0)) if self.options.grouped_t else 1
-        t = torch.randint(0, self.options.num_timesteps, (len(x_0) // group,), device=x_0.device).repeat(group)
+        t = self._draw_t(len(x_0), x_0.device)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
         real = x_0 if self.options.judge == "x_0" else x_t
         if self.options.auxiliary != "energy":
-            return Chain(x_0, t, x_next, real)
+            return Chain(x_0, t, x_next, real, 0)
+        n = max(1, round(self.options.energy_share * len(x_0)))
         # Of x_0 no second one: two copies would give real images away to D's minibatch standard deviation.
         if self.options.judge == "x_t":
-            real = torch.cat([x_t, sample_posterior(schedule, x_0, x_next, t, torch.randn_like(x_0))])
-        return Chain(_twice(x_0), _twice(t), _twice(x_next), real)
+            again = sample_posterior(schedule, x_0[:n], x_next[:n], t[:n], torch.randn_like(x_0[:n]))
+            real = torch.cat([x_t, again])
+        x_0, t, x_next = (torch.cat([x, x[:n]]) for x in (x_0, t, x_next))
+        return Chain(x_0, t, x_next, real, n)
+
+    def _draw_t(self, n: int, device: torch.device) -> Tensor:
+        group = std_group(n) if self.options.grouped_t else 1
+        num_timesteps, odds = self.options.num_timesteps, self.options.t_odds
+        if odds == 1.0:
+            return torch.randint(0, num_timesteps, (n // group,), device=device).repeat(group)
+        weights = odds ** torch.arange(num_timesteps, device=device)
+        return torch.multinomial(weights, n // group, replacement=True).repeat(group)
 
     def _denoise(self, generator: nn.Module, chain: Chain) -> tuple[Tensor, Tensor]:
         """The fake that D judges, and the x_0 it was drawn around."""
@@ -241,7 +253,7 @@ class DDGAN(Method):
             self.discriminator.requires_grad_(True)
             total, losses["g_loss"] = total + loss, loss.detach()
         if options.auxiliary != "none":
-            error = self._auxiliary(chain.x_0, x_0_pred)
+            error = self._auxiliary(chain, x_0_pred)
             weight = options.auxiliary_weight + progress * (options.final_auxiliary_weight - options.auxiliary_weight)
             total, losses["auxiliary"] = total + weight * error, error.detach()
 
@@ -251,11 +263,11 @@ class DDGAN(Method):
         optimizer.step()
         return losses
 
-    def _auxiliary(self, x_0: Tensor, x_0_pred: Tensor) -> Tensor:
+    def _auxiliary(self, chain: Chain, x_0_pred: Tensor) -> Tensor:
         if self.options.auxiliary == "mse":
-            return F.mse_loss(x_0_pred, x_0)
-        first, second = x_0_pred.chunk(2)
-        return energy_score(first, second, x_0.chunk(2)[0])
+            return F.mse_loss(x_0_pred, chain.x_0)
+        n = chain.pairs
+        return energy_score(x_0_pred[:n], x_0_pred[-n:], chain.x_0[:n])
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done}
