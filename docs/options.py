@@ -30,8 +30,11 @@ MARKED = re.compile(r"<!-- made:(?P<name>[\w-]+) -->\n.*?<!-- /made:(?P=name) --
 
 
 def field_comments(cls: type[Any]) -> dict[str, str]:
-    """The comment behind each field of a dataclass, by the field's name."""
+    """The comment behind each field of a dataclass, its bases' included, by the field's name."""
     comments: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            comments |= field_comments(base)
     name = ""
     first_on_line = True
     for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(cls)).readline):

@@ -37,6 +37,8 @@ def quick_plan(name: str = "ddgan", images: int = 32, **changes: Any) -> Plan:
 def image_plan(name: str) -> Plan:
     """Five steps of convolutions with dropout, so that random numbers, layouts and the training mode matter."""
     plan = tiny_plan(name, images=40)
+    if not hasattr(plan.options, "unet"):
+        return plan
     return replace(plan, options=replace(plan.options, unet=replace(plan.options.unet, dropout=0.2)))
 
 

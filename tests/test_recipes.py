@@ -25,7 +25,8 @@ SPECS = {
     "gaussians": DataSpec("points", 2, 1, 1),
 }
 NAMES = recipe_names()
-PUBLISHED = [name for name in NAMES if name.split("-", 1)[1] in ("cifar10", "celebahq256", "lsun-church256")]
+LARGE = ("cifar10", "celebahq256", "lsun-church256")  # as published, or with published settings; but a VAE for a CPU
+PUBLISHED = [name for name in NAMES if name.split("-", 1)[1] in LARGE and name != "vae-cifar10"]
 
 
 def method_of(name: str) -> Method:
@@ -34,11 +35,15 @@ def method_of(name: str) -> Method:
     return kind(build(kind.Options, loaded.options, name), SPECS[name.split("-", 1)[1]])
 
 
-def published(name: str) -> dict[str, torch.nn.Module]:
+def published(name: str, monkeypatch: pytest.MonkeyPatch | None = None) -> dict[str, torch.nn.Module]:
     """A method's networks, without the memory that their weights would take."""
+    if monkeypatch is not None:  # the noise that a Diffusion-GAN starts with is numbers, not weights
+        monkeypatch.setattr("trilemma.methods.diffusion_gan.DiffusionNoise", lambda options: None)
     loaded, spec = load_recipe(name), SPECS[name.split("-", 1)[1]]
     options = build(method_class(loaded.method).Options, loaded.options, name)
     with torch.device("meta"):
+        if loaded.method not in ("ddpm", "ddgan"):  # whose schedules compute with numbers
+            return method_class(loaded.method)(options, spec).networks()
         if loaded.method == "ddpm":
             return {"denoiser": build_denoiser(spec, options.unet, options.points, None, tanh=False)}
         generator = build_denoiser(spec, options.unet, options.points, options.latent, tanh=True)
@@ -163,9 +168,9 @@ def test_the_published_cifar10_networks_have_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_recipe_makes_its_networks(name: str) -> None:
-    for network in published(name).values():
-        assert millions(network) > 10
+def test_a_published_recipe_makes_its_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, network in published(name, monkeypatch).items():
+        assert millions(network) > (1 if part == "mapping" else 10)
         assert all(parameter.is_meta for parameter in network.parameters())
 
 

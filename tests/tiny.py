@@ -23,8 +23,23 @@ SPEC = DataSpec("images", 1, 8, 8)
 POINTS = DataSpec("points", 2, 1, 1)
 
 
+STYLE = {
+    "mapping": {"z_dim": 8, "w_dim": 8, "layers": 2},
+    "generator": {"channel_base": 64, "channel_max": 8},
+    "discriminator": {"architecture": "resnet", "channel_base": 64, "channel_max": 8, "mapping_layers": 2},
+    "points": {"hidden": 16, "layers": 2},
+    "style_mixing": 0.5,
+    "path_weight": 1.0,
+}
+
+
 def tiny_options(name: str, **changes: Any) -> Any:
     """The method's digits recipe with networks of a few thousand weights."""
+    if name in ("stylegan2", "diffusion_gan"):
+        return build(method_class(name).Options, {**STYLE, "lr_g": 0.002, **changes}, "tiny")
+    if name == "spigan":
+        style = {key: STYLE[key] for key in ("generator", "discriminator", "points")}
+        return build(method_class(name).Options, {**style, "mapping": {"dim": 8, "layers": 2}, **changes}, "tiny")
     values = load_recipe(f"{name}-digits").options
     if name == "ddgan":
         # The paper's loss and nothing of ours: a relativistic one ignores the discriminator's last bias.

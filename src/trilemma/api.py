@@ -96,6 +96,7 @@ def evaluate(  # noqa: PLR0913
     steps: int | None = None,
     eta: float | None = None,
     variance: Any = None,
+    truncation: float | None = None,
     seed: int = 0,
     extractor: str | None = None,
     extractor_weights: Path | str | None = None,
@@ -106,7 +107,7 @@ def evaluate(  # noqa: PLR0913
     """Score a run and time its sampling; writes eval.json and pictures into the run and returns eval.json's content."""
     return evaluation.evaluate(
         Run.open(run),
-        Sampler(steps=steps, eta=eta, variance=variance),
+        Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation),
         samples=samples,
         seed=seed,
         extractor_name=extractor,

@@ -84,8 +84,12 @@ class Sample:
     steps: int | None = None  # denoising steps (ddpm: by DDIM)
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
+    truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]; below 1 better images, fewer kinds
+    label: int | None = None  # conditional models: the class (default: drawn)
     out: Path = Path("grid.png")  # a .png grid, an .npz file, or a folder for single PNGs
     trajectory: bool = False  # draw the states from noise to image, one row a sample
+    u: str | None = None  # spigan: draw these points of the path, one row a sample: 0,0.25,0.5,0.75,1
+    interpolate: str | None = None  # walk from sample A to sample B through the latent space: A,B
     batch_size: int = 100  # images made at a time
 
 
@@ -99,6 +103,7 @@ class Evaluate:
     steps: int | None = None  # denoising steps (ddpm: by DDIM)
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
+    truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
     seed: int = 0  # of the samples
     extractor: Literal["digits", "inception"] | None = None  # feature extractor (default: depends on the data)
     extractor_weights: Path | None = None  # its weights from a file

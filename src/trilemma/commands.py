@@ -19,10 +19,12 @@ from trilemma.config import require
 from trilemma.data import Dataset
 from trilemma.engine import loop
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.outputs import check_out, save_samples, save_trajectory
+from trilemma.engine.outputs import check_out, save_path, save_samples, save_trajectory, save_walk
+from trilemma.errors import ConfigError
 from trilemma.types import Sampler
 
 WORDS = Console(stderr=True)
+WALK = 16  # images between two samples, at most
 
 
 @contextlib.contextmanager
@@ -147,13 +149,29 @@ def run_sample(command: Any) -> None:
     require(command.n >= 1, f"--n must be at least 1, not {command.n}")
     require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    pictures = [flag for flag in ("trajectory", "u", "interpolate") if getattr(command, flag)]
+    require(len(pictures) <= 1, f"--{' and --'.join(pictures)} are different pictures: choose one")
+    us = _numbers(command.u, float, "--u takes points of the path, for example 0,0.25,0.5,0.75,1")
+    ends = _numbers(command.interpolate, int, "--interpolate takes two samples' numbers, for example 0,1")
+    require(len(ends) in (0, 2) and all(end >= 0 for end in ends), f"--interpolate takes two samples, not {ends}")
     generator = Generator.load(command.run)
-    check_out(command.out, generator.spec, trajectory=command.trajectory)
-    sampler = Sampler(steps=command.steps, eta=command.eta, variance=command.variance)
+    check_out(command.out, generator.spec, trajectory=bool(pictures))
+    sampler = Sampler(
+        steps=command.steps,
+        eta=command.eta,
+        variance=command.variance,
+        truncation=command.truncation,
+        label=command.label,
+    )
     words = generator.method.describe(sampler)
     seeds = sample_seeds(command.seed, 0, command.n)
     if command.trajectory:
         path = save_trajectory(generator, seeds, sampler, command.out)
+    elif us:
+        path = save_path(generator, seeds, us, command.out)
+    elif ends:
+        chosen = [sample_seeds(command.seed, end, end + 1)[0] for end in ends]
+        path = save_walk(generator, chosen[0], chosen[1], command.out, steps=min(command.n, WALK))
     else:
         with progress_bar() as bar:
             line, done = Line(bar, f"sample ({words})"), 0
@@ -168,6 +186,14 @@ def run_sample(command: Any) -> None:
     print(path)
 
 
+def _numbers(text: str | None, kind: Callable[[str], Any], problem: str) -> list[Any]:
+    """Numbers between commas; none where there is no text."""
+    try:
+        return [kind(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise ConfigError(f"{problem}, not {text!r}") from None
+
+
 def run_evaluate(command: Any) -> None:
     """``trilemma evaluate``."""
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
@@ -178,6 +204,7 @@ def run_evaluate(command: Any) -> None:
             steps=command.steps,
             eta=command.eta,
             variance=command.variance,
+            truncation=command.truncation,
             seed=command.seed,
             extractor=command.extractor,
             extractor_weights=command.extractor_weights,

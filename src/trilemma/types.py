@@ -48,3 +48,5 @@ class Sampler:
     steps: int | None = None  # number of denoising steps (DDPM: by DDIM)
     eta: float | None = None  # DDIM: 0 deterministic, 1 as noisy as the ancestral sampler
     variance: Literal["fixed_small", "fixed_large"] | None = None  # DDPM: variance of the ancestral sampler
+    truncation: float | None = None  # StyleGAN2: psi, w drawn towards its average; 1 leaves it
+    label: int | None = None  # conditional models: the class; None draws one a seed

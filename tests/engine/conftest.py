@@ -15,7 +15,11 @@ from tiny import tiny_plan
 from trilemma.engine.train import Plan, train
 from trilemma.methods import method_names
 
-PLANS = {"ddgan": ("ddgan", "digits"), "ddpm": ("ddpm", "digits"), "points": ("ddgan", "gaussians")}
+PLANS = {
+    **{name: (name, "digits") for name in ("ddgan", "ddpm", "spigan", "stylegan2")},
+    "points": ("ddgan", "gaussians"),
+    "points-spigan": ("spigan", "gaussians"),
+}
 
 
 def enliven(path: Path) -> None:

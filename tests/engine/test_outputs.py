@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.outputs import check_out, save_samples, save_trajectory
+from trilemma.engine.outputs import check_out, save_path, save_samples, save_trajectory, save_walk
 from trilemma.errors import ConfigError, RunError
 from trilemma.types import DataSpec, Sampler
 
@@ -100,3 +100,36 @@ def test_a_trajectory_of_points_has_one_panel_a_state(trained: Runs, tmp_path: P
     with Image.open(tmp_path / "steps.png") as picture:
         width, height = picture.size
     assert abs(width / height - 5) < 0.1
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("spigan", 4 / 3), ("points-spigan", 4.0)])
+def test_a_path_has_one_row_a_sample_and_one_column_a_point(
+    trained: Runs, tmp_path: Path, name: str, ratio: float
+) -> None:
+    generator = Generator.load(trained(name))
+    save_path(generator, sample_seeds(0, 0, 3), [0.0, 0.5, 0.9, 1.0], tmp_path / "path.png")
+    with Image.open(tmp_path / "path.png") as picture:
+        width, height = picture.size
+    assert abs(width / height - ratio) < 0.1
+
+
+@pytest.mark.parametrize("name", ["spigan", "stylegan2"])
+def test_a_walk_is_one_row_between_two_samples(trained: Runs, tmp_path: Path, name: str) -> None:
+    generator = Generator.load(trained(name))
+    save_walk(generator, *sample_seeds(0, 2, 4), tmp_path / "walk.png", steps=5)
+    save_samples(generator.stored(sample_seeds(0, 2, 4)), generator.spec, tmp_path / "ends.png")
+    walk, ends = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("walk", "ends"))
+    side = ends.shape[0]
+    for ours, sample in ((walk[:, :side], ends[:, :side]), (walk[:, -side:], ends[:, -side:])):
+        assert ours.shape == sample.shape and abs(ours - sample).max() <= 1  # up to rounding
+    with pytest.raises(ConfigError, match="at least 2 images"):
+        save_walk(generator, 0, 1, tmp_path / "short.png", steps=1)
+
+
+def test_a_method_without_path_or_latent_space_says_so(trained: Runs, tmp_path: Path) -> None:
+    generator = Generator.load(trained("ddpm"))
+    with pytest.raises(ConfigError, match="leave out --u"):
+        save_path(generator, [0], [1.0], tmp_path / "path.png")
+    with pytest.raises(ConfigError, match="leave out --interpolate"):
+        save_walk(generator, 0, 1, tmp_path / "walk.png", steps=3)
+    assert not list(tmp_path.iterdir())

@@ -91,7 +91,7 @@ def test_sampling_leaves_the_global_random_state_alone(name: str) -> None:
 def test_counted_calls_equal_the_steps_the_method_states(name: str) -> None:
     method = tiny_method(name).eval()
     stated = int(next(word for word in method.describe(Sampler()).split() if word.isdigit()))
-    assert nfe(lambda seeds: method.sample(list(seeds)), method.sampling_networks(), n=3) == stated
+    assert nfe(lambda seeds: method.sample(list(seeds)), method.counted_networks(), n=3) == stated
 
 
 @pytest.mark.parametrize("name", METHODS)

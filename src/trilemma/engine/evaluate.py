@@ -93,7 +93,8 @@ def evaluate(  # noqa: PLR0913
     report("seconds", count, count)
     speed = speed_scores(
         lambda batch: method.sample(batch, sampler),
-        method.sampling_networks(),
+        method.counted_networks(),
+        inner=method.inner_solvers(),
         warmup=lambda batch: method.sample(batch, method.preview()),
     )
     _draw(generator, sampler, seed, generated, reference, run.folder / "eval" / method.tag(sampler))

@@ -48,10 +48,18 @@ class Generator:
         """The shape of one sample."""
         return self.method.spec
 
-    def sample(
-        self, n: int = 64, seed: int = 0, *, steps: int | None = None, eta: float | None = None, batch_size: int = 100
+    def sample(  # noqa: PLR0913
+        self,
+        n: int = 64,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        truncation: float | None = None,
+        label: int | None = None,
+        batch_size: int = 100,
     ) -> NDArray[np.generic]:
-        """``n`` samples of a seed.
+        """``n`` samples of a seed; the choices a method does not offer are refused.
 
         Returns:
             uint8 images (N, H, W, C); float32 (N, 2) for points.
@@ -59,7 +67,8 @@ class Generator:
         require(n >= 1, f"n must be at least 1, not {n}")
         require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
         require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}")
-        stored = self.stored(sample_seeds(seed, 0, n), Sampler(steps=steps, eta=eta), batch_size=batch_size)
+        sampler = Sampler(steps=steps, eta=eta, truncation=truncation, label=label)
+        stored = self.stored(sample_seeds(seed, 0, n), sampler, batch_size=batch_size)
         return stored.flatten(1).numpy() if self.spec.kind == "points" else stored.permute(0, 2, 3, 1).numpy()
 
     def stored(

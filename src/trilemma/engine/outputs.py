@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from trilemma.config import require
 from trilemma.data import pictures, to_uint8
 from trilemma.engine.generator import Generator
 from trilemma.errors import ConfigError, RunError
@@ -62,8 +63,34 @@ def _savez(path: Path, name: str, array: NDArray[Any]) -> None:
 def save_trajectory(generator: Generator, seeds: Sequence[int], sampler: Sampler, out: Path) -> Path:
     """One row a sample: its states from noise to image. Points: one scatter plot a state, side by side."""
     check_out(out, generator.spec, trajectory=True)
-    states = generator.trajectory(seeds, sampler)
-    if generator.spec.kind == "points":
+    return _save_states(generator.trajectory(seeds, sampler), generator.spec, out)
+
+
+def save_path(generator: Generator, seeds: Sequence[int], us: Sequence[float], out: Path) -> Path:
+    """One row a sample: its states at the points ``us`` of the path from noise (0) to sample (1).
+
+    Raises:
+        ConfigError: a method without such a path, or points outside [0, 1].
+    """
+    check_out(out, generator.spec, trajectory=True)
+    return _save_states(generator.method.path(seeds, us).float().cpu(), generator.spec, out)
+
+
+def save_walk(generator: Generator, first: int, last: int, out: Path, *, steps: int) -> Path:
+    """One row: from the sample of one seed to that of another through the latent space.
+
+    Raises:
+        ConfigError: a method without a latent space, or fewer than 2 steps.
+    """
+    check_out(out, generator.spec, trajectory=True)
+    require(steps >= 2, f"a walk takes at least 2 images, not {steps}: raise --n")
+    states = generator.method.walk(first, last, steps).float().cpu()
+    return _save_states(states[:, None], generator.spec, out)
+
+
+def _save_states(states: Tensor, spec: DataSpec, out: Path) -> Path:
+    """States (K, N, C, H, W): a row of images each of the N, or for points a scatter plot each of the K."""
+    if spec.kind == "points":
         _save_panels(states.flatten(2), out)
     else:
         pictures.save_grid(to_uint8(states.transpose(0, 1).flatten(0, 1)), out, columns=len(states))

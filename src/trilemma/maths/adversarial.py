@@ -6,6 +6,8 @@ Relativistic pairing (Huang et al. 2024, R3GAN, equation 2), sample i of the one
     L_D = E softplus(-(D(real) - D(fake))),    L_G = E softplus(-(D(fake) - D(real)))
 Gradient penalty (Mescheder et al. 2018; R1 on real x, R2 on fake x):
     R = gamma / 2 E ||grad_x D(x)||^2
+Path length (Karras et al. 2020, equation 4), with y ~ N(0, I) an image, J_w = dG / dw and a the running mean of E l:
+    l(w) = ||J_w^T y / sqrt(H W)||_2,    R_path = E (l - a)^2
 """
 
 from __future__ import annotations
@@ -55,3 +57,11 @@ def gradient_penalty(logits: Tensor, x: Tensor, gamma: float) -> Tensor:
         raise ConfigError("gradient penalty: x is not tracked; call x.requires_grad_() before the discriminator")
     (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return 0.5 * gamma * grad.square().sum(dim=tuple(range(1, grad.ndim))).mean()
+
+
+def path_lengths(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
+    """l (N,), differentiable again: ``images`` (N, C, H, W) were computed from ``ws`` (N, layers, w_dim), ``y`` like
+    images is N(0, I). Over the layers the mean of squares is taken."""
+    scaled = y / (y.shape[2] * y.shape[3]) ** 0.5
+    (grad,) = torch.autograd.grad((images * scaled).sum(), ws, create_graph=True)
+    return grad.square().sum(dim=2).mean(dim=1).sqrt()

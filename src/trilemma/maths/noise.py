@@ -78,3 +78,13 @@ class SeedNoise:
         pairs = torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=-1)
         out = pairs.float().flatten(1)[:, :count].reshape(len(self), *shape).to(self.device)
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
+
+
+def great_circle(ends: Tensor, s: Tensor) -> Tensor:
+    """From noise ``ends[0]`` (s = 0) to ``ends[1]`` (s = 1) at constant variance: ends (2, ...), s (K,) -> (K, ...).
+
+    cos(pi s / 2) first + sin(pi s / 2) second; both ends are exact.
+    """
+    angle = (math.pi / 2) * s.double().view(-1, *(1,) * (ends.ndim - 1))
+    cos = torch.where(angle == math.pi / 2, 0.0, angle.cos())
+    return cos.to(ends) * ends[0] + angle.sin().to(ends) * ends[1]

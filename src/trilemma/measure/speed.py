@@ -127,6 +127,7 @@ def speed_scores(
     networks: Mapping[str, nn.Module],
     *,
     warmup: Sample | None = None,
+    inner: Mapping[str, tuple[nn.Module, nn.Module]] | None = None,
     limit_seconds: float = LIMIT_SECONDS,
 ) -> SpeedResult:
     """``nfe``, ``seconds_per_image_batch_1`` and ``images_per_second_batch_100`` of a sampler, and their protocol.
@@ -136,6 +137,8 @@ def speed_scores(
         networks: the networks it evaluates, by name.
         warmup: run before the clock at the large batch in place of ``sample``, for samplers of many steps: the same
             networks on as many images with fewer steps. At batch 1 the run whose calls are counted is the warm-up.
+        inner: what solves equations inside the sampler, by name: the module whose seconds, and the one whose calls are
+            told beside the scores, not among them.
         limit_seconds: no further repeat is begun after so many seconds, at each batch size.
     """
     device = next((p.device for network in networks.values() for p in network.parameters()), torch.device("cpu"))
@@ -156,8 +159,53 @@ def speed_scores(
             "nfe_by_network": by_network,
             "seconds_per_image_batch_1_quartiles": [single.quantile(0.25), single.quantile(0.75)],
             "images_per_second_batch_100_quartiles": [BATCH / many.quantile(0.75), BATCH / many.quantile(0.25)],
+            **({"inner_solvers": _inner(sample, inner, device)} if inner else {}),
         },
     )
+
+
+def _inner(
+    sample: Sample, inner: Mapping[str, tuple[nn.Module, nn.Module]], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Evaluations an image inside each solver, and its seconds an image at batch 1 and 100 (one run each)."""
+    found: dict[str, dict[str, float]] = {name: {} for name in inner}
+    with CallCounter({name: counted for name, (_, counted) in inner.items()}) as counter:
+        sample(range(1))
+    for name, evaluations in counter.per_image(1).items():
+        found[name]["evaluations"] = evaluations
+    for batch in (1, BATCH):
+        for name, (timed, _) in inner.items():
+            with _Stopwatch(timed, device) as watch:
+                sample(range(batch))
+            found[name][f"seconds_per_image_batch_{batch}"] = watch.seconds / batch
+    return found
+
+
+class _Stopwatch:
+    """Adds up the seconds that a module's calls take inside a ``with`` block."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.seconds, self._module, self._device, self._since = 0.0, module, device, 0.0
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> _Stopwatch:
+        self._hooks = [
+            self._module.register_forward_pre_hook(self._start),
+            self._module.register_forward_hook(self._stop),
+        ]
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _start(self, *_: Any) -> None:
+        _synchronise(self._device)
+        self._since = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        _synchronise(self._device)
+        self.seconds += time.perf_counter() - self._since
 
 
 def hardware() -> dict[str, Any]:

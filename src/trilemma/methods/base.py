@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -69,10 +69,15 @@ class Method(nn.Module, ABC):
         Raises:
             ConfigError: a sampler setting the method has no use for.
         """
-        chosen = [name for name in ("steps", "eta", "variance") if getattr(sampler, name) is not None]
+        self.refuse(sampler)
+        return "1 step"
+
+    def refuse(self, sampler: Sampler, *offered: str) -> None:
+        """Refuse every choice made in ``sampler`` but the ``offered`` ones."""
+        names = [field.name for field in fields(sampler) if field.name not in offered]
+        chosen = [name for name in names if getattr(sampler, name) is not None]
         if chosen:
             raise ConfigError(f"{self.name} has no sampler setting {', '.join(chosen)}: leave it out")
-        return "1 step"
 
     def tag(self, sampler: Sampler) -> str:
         """A file-name part for the sampler; "default" for the method's own."""
@@ -83,8 +88,17 @@ class Method(nn.Module, ABC):
         """The trained networks by name; each is an attribute of that name."""
 
     def sampling_networks(self) -> dict[str, nn.Module]:
-        """The networks whose calls are counted as function evaluations."""
+        """The networks that sample; their weights are the run's."""
         return {name: self.networks()[name] for name in self.averaged}
+
+    def counted_networks(self) -> dict[str, nn.Module]:
+        """The networks whose calls are counted as function evaluations: those that make or change an image."""
+        return self.sampling_networks()
+
+    def inner_solvers(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """What solves an equation inside the sampler, by name: the module, and its derivative network. The seconds of
+        the one and the calls of the other are told beside the function evaluations, not among them."""
+        return {}
 
     def preview(self) -> Sampler:
         """A sampler quick enough for looking at a model while it trains."""
@@ -118,6 +132,22 @@ class Method(nn.Module, ABC):
             sampler: the choices a method leaves; None is its default.
             trajectory: also return the states from noise to sample.
         """
+
+    def path(self, seeds: Sequence[int], us: Sequence[float]) -> Tensor:
+        """The states at points ``us`` of a path from noise (0) to the sample (1): (K, N, C, H, W).
+
+        Raises:
+            ConfigError: the method has no such path.
+        """
+        raise ConfigError(f"{self.name} makes no path from noise to image: only spigan does, leave out --u")
+
+    def walk(self, first: int, last: int, steps: int) -> Tensor:
+        """From the sample of one seed to that of another through the latent space: (steps, C, H, W).
+
+        Raises:
+            ConfigError: the method has no latent space to walk in.
+        """
+        raise ConfigError(f"{self.name} has no latent space to walk through: leave out --interpolate")
 
     @property
     def device(self) -> torch.device:

@@ -281,7 +281,7 @@ class DDGAN(Method):
             sampler.steps in (None, steps),
             f"this DDGAN was trained for {steps} steps, not {sampler.steps}: train another with that num_timesteps",
         )
-        require(sampler.eta is None and sampler.variance is None, "ddgan has no sampler setting eta or variance")
+        self.refuse(sampler, "steps")
         return f"{steps} step{'s' if steps > 1 else ''}"
 
     @torch.inference_mode()

@@ -116,6 +116,7 @@ class DDPM(Method):
         self.steps_done = int(state["steps_done"])
 
     def describe(self, sampler: Sampler) -> str:
+        self.refuse(sampler, "steps", "eta", "variance")
         if sampler.steps is None:
             if sampler.eta is not None:
                 raise ConfigError("eta belongs to DDIM: give --steps as well")

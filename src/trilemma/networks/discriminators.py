@@ -8,8 +8,8 @@ then a channel with the minibatch standard deviation, a convolution, lrelu, the 
 lrelu has slope 0.2 throughout; emb = lrelu(dense(lrelu(dense(timestep_embedding(t))))). Every operation can be
 differentiated twice, which the gradient penalty needs.
 
-Ours: ``StridedDiscriminator``, a DCGAN's (Radford et al. 2016) with time and minibatch standard deviation; and either
-without x_t (``conditional`` false), for a D that compares the distributions of x alone.
+Ours: ``StridedCritic`` and ``StridedDiscriminator``, a DCGAN's (Radford et al. 2016) with time and minibatch standard
+deviation; and either without x_t (``conditional`` false), for a D that compares the distributions of x alone.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def _init(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def std_group(n: int) -> int:
-    """Members of a group in a batch of n: the largest divisor of n up to 4."""
-    return next(g for g in range(min(n, _STD_GROUP), 0, -1) if n % g == 0)
+def std_group(n: int, most: int = _STD_GROUP) -> int:
+    """Members of a group in a batch of n: the largest divisor of n up to ``most``."""
+    return next(g for g in range(min(n, most), 0, -1) if n % g == 0)
 
 
-def minibatch_std(x: Tensor) -> Tensor:
+def minibatch_std(x: Tensor, most: int = _STD_GROUP) -> Tensor:
     """(N, C, H, W) -> (N, C + 1, H, W): adds the standard deviation across a group, averaged over channels and pixels.
 
-    Groups have g = std_group(N) members and sample i is in group i mod N / g (Karras et al. 2018, section 3). Differs
-    from the published code where 4 does not divide N, which it refuses.
+    Groups have g = std_group(N, most) members and sample i is in group i mod N / g (Karras et al. 2018, section 3).
+    Differs from the published code where ``most`` does not divide N, which it refuses.
     """
-    group = std_group(x.shape[0])
+    group = std_group(x.shape[0], most)
     # Members lie n / group apart, so whole slices of the batch meet: no reduction over a strided view, which is slow.
     members = x.chunk(group)
     mean = sum(members[1:], members[0]) / group
@@ -195,19 +195,20 @@ class TimeDiscriminator(nn.Module):
         return logits
 
 
-class StridedDiscriminator(nn.Module):
-    """D(x, t, x_t) -> logits (N, 1), by convolutions that halve:
+class StridedCritic(nn.Module):
+    """D(image, c) -> logits (N, 1), by convolutions that halve:
 
         h = lrelu(conv_1(x) + dense(emb));   h = lrelu(conv_2(h) + dense(emb))
         h = lrelu(conv_3([h, minibatch standard deviation]));   y = dense(all of h)
 
-    with kernels of 4, stride 2 and c, then 2 c channels; conv_3 keeps the size. Initial values are PyTorch's own.
+    with kernels of 4, stride 2 and c, then 2 c channels; conv_3 keeps the size; emb = lrelu(dense(c)), and no emb
+    without a condition c. Initial values are PyTorch's own.
     """
 
     def __init__(
-        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, conditional: bool = True
+        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, condition: int = 0
     ) -> None:
-        """``channels`` is c; ``size`` of the square images, a multiple of 4; ``conditional`` reads x_t too.
+        """``channels`` is c; ``size`` of the square images, a multiple of 4; ``condition`` numbers are read beside.
 
         Raises ConfigError for sizes that do not fit.
         """
@@ -218,26 +219,48 @@ class StridedDiscriminator(nn.Module):
                 f"images whose side is a multiple of 4, not {in_channels}, {channels}, {embedding} and {size}"
             )
         self.size = size
-        self.conditional = conditional
-        self.embedding = embedding
-        self.time = nn.Linear(embedding, embedding)
-        self.time_1 = nn.Linear(embedding, channels)
-        self.time_2 = nn.Linear(embedding, 2 * channels)
-        self.conv_1 = nn.Conv2d((1 + conditional) * in_channels, channels, 4, stride=2, padding=1)
+        self.time = nn.Linear(condition, embedding) if condition else None
+        self.time_1 = nn.Linear(embedding, channels) if condition else None
+        self.time_2 = nn.Linear(embedding, 2 * channels) if condition else None
+        self.conv_1 = nn.Conv2d(in_channels, channels, 4, stride=2, padding=1)
         self.conv_2 = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
         self.conv_3 = nn.Conv2d(2 * channels + 1, 2 * channels, 3, padding=1)
         self.out = nn.Linear(2 * channels * (size // 4) ** 2, 1)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:
-        """x and x_t (N, C, size, size), t (N,) the integer level of x; logits (N, 1). Raises ConfigError for others."""
-        if x.shape[2:] != (self.size, self.size):
-            raise ConfigError(f"discriminator was built for images of side {self.size}, but got {tuple(x.shape)}")
-        emb = F.leaky_relu(self.time(timestep_embedding(t, self.embedding).to(x.dtype)), _SLOPE)
-        h = torch.cat((x, x_t), dim=1) if self.conditional else x
+    def forward(self, image: Tensor, c: Tensor | None = None) -> Tensor:
+        """image (N, C, size, size), c (N, condition). Raises ConfigError for other sizes."""
+        if image.shape[2:] != (self.size, self.size):
+            raise ConfigError(f"discriminator was built for images of side {self.size}, but got {tuple(image.shape)}")
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
-        h = self.conv_1(h.contiguous(memory_format=torch.channels_last)) + self.time_1(emb)[:, :, None, None]
-        h = self.conv_2(F.leaky_relu(h, _SLOPE)) + self.time_2(emb)[:, :, None, None]
+        h = self.conv_1(image.contiguous(memory_format=torch.channels_last))
+        emb = None if self.time is None else F.leaky_relu(self.time(c), _SLOPE)
+        h = h if self.time_1 is None else h + self.time_1(emb)[:, :, None, None]
+        h = self.conv_2(F.leaky_relu(h, _SLOPE))
+        h = h if self.time_2 is None else h + self.time_2(emb)[:, :, None, None]
         h = F.leaky_relu(self.conv_3(minibatch_std(F.leaky_relu(h, _SLOPE))), _SLOPE)
         logits: Tensor = self.out(h.flatten(1))
         return logits
+
+
+class StridedDiscriminator(StridedCritic):
+    """D(x, t, x_t) -> logits (N, 1): ``StridedCritic`` of both images (``conditional``) or of x, given t."""
+
+    def __init__(
+        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, conditional: bool = True
+    ) -> None:
+        """``in_channels`` of one image; the rest as in ``StridedCritic``."""
+        super().__init__(
+            in_channels=(1 + conditional) * in_channels,
+            size=size,
+            channels=channels,
+            embedding=embedding,
+            condition=embedding,
+        )
+        self.conditional = conditional
+        self.embedding = embedding
+
+    def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:  # type: ignore[override]
+        """x and x_t (N, C, size, size), t (N,) the integer level of x; logits (N, 1). Raises ConfigError for others."""
+        image = torch.cat((x, x_t), dim=1) if self.conditional else x
+        return super().forward(image, timestep_embedding(t, self.embedding).to(x.dtype))

@@ -31,23 +31,35 @@ def _features(x: Tensor) -> Tensor:
 
 
 class _Trunk(nn.Module):
-    """Numbers that are read in full, plus a time: (N, c_in), (N,) -> (N, c_out)."""
+    """Numbers that are read in full, plus a time if ``timed``: (N, c_in), (N,) -> (N, c_out)."""
 
-    def __init__(self, c_in: int, c_out: int, hidden: int, layers: int, act: Callable[[Tensor], Tensor]) -> None:
+    def __init__(  # noqa: PLR0913
+        self,
+        c_in: int,
+        c_out: int,
+        hidden: int,
+        layers: int,
+        act: Callable[[Tensor], Tensor],
+        *,
+        timed: bool = True,
+    ) -> None:
         super().__init__()
         if min(hidden, layers) < 1:
             raise ConfigError(f"network for points needs hidden and layers of at least 1, not {hidden} and {layers}")
         self.act = act
-        self.time = nn.Linear(_TIME, _TIME)
+        self.time = nn.Linear(_TIME, _TIME) if timed else None
         self.layers = nn.ModuleList(nn.Linear(hidden if i else c_in, hidden) for i in range(layers))
-        self.times = nn.ModuleList(nn.Linear(_TIME, hidden) for _ in range(layers))
+        self.times = nn.ModuleList(nn.Linear(_TIME, hidden) for _ in range(layers if timed else 0))
         self.out = nn.Linear(hidden, c_out)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.act(self.time(timestep_embedding(t, _TIME).to(x.dtype)))
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        emb = None
+        if self.time is not None and t is not None:
+            emb = self.act(self.time(timestep_embedding(t, _TIME).to(x.dtype)))
         h = x
-        for i, (layer, time) in enumerate(zip(self.layers, self.times, strict=True)):
-            h = layer(self.act(h) if i else h) + time(emb)
+        for i, layer in enumerate(self.layers):
+            h = layer(self.act(h) if i else h)
+            h = h if emb is None else h + self.times[i](emb)
         y: Tensor = self.out(self.act(h))
         return y
 
@@ -79,6 +91,38 @@ class PointGenerator(nn.Module):
             h = torch.cat((h, z), dim=1)
         y: Tensor = self.trunk(h, t)
         return y[:, :, None, None]
+
+
+class PointSynthesis(nn.Module):
+    """w (N, w_dim) -> points (N, 2, 1, 1): what ``Synthesis`` is to images, without noise of its own."""
+
+    num_ws = 1
+    noise_shapes: tuple[tuple[int, int, int], ...] = ()
+
+    def __init__(self, w_dim: int, hidden: int = 256, layers: int = 3, *, channels: int = 2) -> None:
+        """``layers`` hidden layers of ``hidden``. Raises ConfigError for sizes below 1."""
+        super().__init__()
+        self.trunk = _Trunk(w_dim, channels, hidden, layers, F.silu, timed=False)
+
+    def forward(self, ws: Tensor, noise: object = None) -> Tensor:
+        """ws (N, w_dim) or (N, 1, w_dim); ``noise`` is not read."""
+        y: Tensor = self.trunk(ws.flatten(1))
+        return y[:, :, None, None]
+
+
+class PointCritic(nn.Module):
+    """D(x, c) -> logits (N, 1), for points (N, 2, 1, 1) and a condition (N, condition), if there is one."""
+
+    def __init__(self, condition: int = 0, hidden: int = 256, layers: int = 3, *, channels: int = 2) -> None:
+        """``layers`` hidden layers of ``hidden``. Raises ConfigError for sizes below 1."""
+        super().__init__()
+        self.channels = channels
+        self.trunk = _Trunk(channels * (1 + 2 * len(_FREQUENCIES)) + condition, 1, hidden, layers, _leaky, timed=False)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = _features(_flat(x, self.channels))
+        y: Tensor = self.trunk(h if c is None else torch.cat((h, c), dim=1))
+        return y
 
 
 class PointDiscriminator(nn.Module):

@@ -13,9 +13,11 @@ from typing import Any, Literal
 from torch import nn
 
 from trilemma.config import require
-from trilemma.networks.discriminators import StridedDiscriminator, TimeDiscriminator
-from trilemma.networks.mlp import PointDiscriminator, PointGenerator
+from trilemma.networks.discriminators import StridedCritic, StridedDiscriminator, TimeDiscriminator
+from trilemma.networks.mlp import PointCritic, PointDiscriminator, PointGenerator, PointSynthesis
 from trilemma.networks.ncsnpp import NCSNpp
+from trilemma.networks.stylegan2 import Synthesis
+from trilemma.networks.stylegan2_discriminator import StyleDiscriminator
 from trilemma.types import DataSpec
 
 
@@ -71,15 +73,45 @@ class PointOptions:
     nz: int = 2  # dimension of z
 
 
+@dataclass(frozen=True)
+class StyleMappingOptions:
+    """StyleGAN2's mapping network from z to w (Karras et al. 2020)."""
+
+    z_dim: int = 512  # dimension of z
+    w_dim: int = 512  # of the intermediate latent
+    layers: int = 8  # dense layers
+    lr_scale: float = 0.01  # learning rate, relative to the rest
+
+
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """StyleGAN2's synthesis network (Karras et al. 2020)."""
+
+    channel_base: int = 32768  # channels are channel_base / side ...
+    channel_max: int = 512  # ... but at most these
+    patch: int = 1  # ours: pixel-shuffle behind: fewer pixels at full width
+    tanh: bool = False  # ours: bound the output to [-1, 1] smoothly
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """StyleGAN2's discriminator (Karras et al. 2020), or a DCGAN's."""
+
+    architecture: Literal["resnet", "orig", "skip", "strided"] = "resnet"  # strided: a DCGAN's (ours)
+    channel_base: int = 32768  # channels are channel_base / side ...
+    channel_max: int = 512  # ... but at most these; of strided the width, doubled at the second layer
+    std_group: int = 4  # images that share a minibatch standard deviation (strided: always 4)
+    mapping_layers: int = 8  # layers that map the condition (label, time), if there is one
+    patch: int = 1  # ours: pixel-unshuffle in front (not of strided)
+
+
 def build_denoiser(
     spec: DataSpec, unet: UNetOptions, points: PointOptions, latent: LatentOptions | None, *, tanh: bool
 ) -> nn.Module:
     """The network that reads (x_t, t, z): U-Net for images, fully connected for points; no z if ``latent`` is None."""
     if spec.kind == "points":
         return PointGenerator(nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers)
-    require(
-        spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: crop them with --size"
-    )
+    _square(spec)
     settings = dataclasses.asdict(unet) | {"tanh": tanh}
     return NCSNpp(
         image_size=spec.height,
@@ -89,6 +121,53 @@ def build_denoiser(
         z_embedding=latent.embedding if latent else 0,
         z_layers=latent.layers if latent else 0,
         **settings,
+    )
+
+
+def _square(spec: DataSpec) -> None:
+    require(
+        spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: crop them with --size"
+    )
+
+
+def build_synthesis(
+    spec: DataSpec, options: SynthesisOptions, points: PointOptions, w_dim: int
+) -> Synthesis | PointSynthesis:
+    """w (N, w_dim) or (N, num_ws, w_dim) -> images, or points."""
+    if spec.kind == "points":
+        return PointSynthesis(w_dim, hidden=points.hidden, layers=points.layers)
+    _square(spec)
+    return Synthesis(
+        w_dim=w_dim,
+        size=spec.height,
+        channels=spec.channels,
+        channel_base=options.channel_base,
+        channel_max=options.channel_max,
+        patch=options.patch,
+        tanh=options.tanh,
+    )
+
+
+def build_critic(spec: DataSpec, options: CriticOptions, points: PointOptions, condition: int = 0) -> nn.Module:
+    """D(image, c) -> (N, 1) logits; c (N, condition) if there is one."""
+    if spec.kind == "points":
+        return PointCritic(condition, hidden=points.hidden, layers=points.layers)
+    _square(spec)
+    if options.architecture == "strided":
+        require(options.patch == 1, f"a strided discriminator has no patch, but {options.patch} was asked for")
+        return StridedCritic(
+            in_channels=spec.channels, size=spec.height, channels=options.channel_max, condition=condition
+        )
+    return StyleDiscriminator(
+        size=spec.height,
+        channels=spec.channels,
+        classes=condition,
+        architecture=options.architecture,
+        channel_base=options.channel_base,
+        channel_max=options.channel_max,
+        mapping_layers=options.mapping_layers,
+        std_group=options.std_group,
+        patch=options.patch,
     )
 
 

@@ -1,0 +1,1 @@
+"""What is done to real and generated images alike before a discriminator sees them."""
