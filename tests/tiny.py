@@ -40,6 +40,12 @@ def tiny_options(name: str, **changes: Any) -> Any:
     if name == "spigan":
         style = {key: STYLE[key] for key in ("generator", "discriminator", "points")}
         return build(method_class(name).Options, {**style, "mapping": {"dim": 8, "layers": 2}, **changes}, "tiny")
+    if name == "vae":
+        points = {"hidden": 16, "layers": 2}
+        small = {"nz": 4, "channels": 8, "channel_mult": [1, 1]}
+        return build(
+            method_class(name).Options, {"autoencoder": small, "points": points, "warmup_steps": 1, **changes}, "tiny"
+        )
     values = load_recipe(f"{name}-digits").options
     if name == "ddgan":
         # The paper's loss and nothing of ours: a relativistic one ignores the discriminator's last bias.

@@ -24,13 +24,13 @@ _TIME = 64  # numbers in the time embedding
 _FREQUENCIES = (0.125, 0.25, 0.5, 1.0, 2.0)  # periods from 16, wider than the data, to 1, narrower than its modes' gaps
 
 
-def _features(x: Tensor) -> Tensor:
+def point_features(x: Tensor) -> Tensor:
     """Points (N, D) -> (N, D + 2 D len(_FREQUENCIES))."""
     angles = torch.cat([x * (math.pi * k) for k in _FREQUENCIES], dim=1)
     return torch.cat((x, angles.sin(), angles.cos()), dim=1)
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """Numbers that are read in full, plus a time if ``timed``: (N, c_in), (N,) -> (N, c_out)."""
 
     def __init__(  # noqa: PLR0913
@@ -64,7 +64,8 @@ class _Trunk(nn.Module):
         return y
 
 
-def _flat(x: Tensor, channels: int) -> Tensor:
+def flat_points(x: Tensor, channels: int) -> Tensor:
+    """Images of one pixel as points: (N, channels, 1, 1) -> (N, channels). Raises ConfigError for other shapes."""
     if x.shape[1:] != (channels, 1, 1):
         raise ConfigError(f"network for points takes {(channels, 1, 1)} a point, but got {tuple(x.shape[1:])}")
     return x.flatten(1)
@@ -79,11 +80,11 @@ class PointGenerator(nn.Module):
         if nz < 0 or channels < 1:
             raise ConfigError(f"network for points needs nz from 0 and channels from 1, not {nz} and {channels}")
         self.nz, self.channels = nz, channels
-        self.trunk = _Trunk(channels * (1 + 2 * len(_FREQUENCIES)) + nz, channels, hidden, layers, F.silu)
+        self.trunk = Trunk(channels * (1 + 2 * len(_FREQUENCIES)) + nz, channels, hidden, layers, F.silu)
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """x (N, 2, 1, 1), t (N,), z (N, nz), not read if nz = 0. Raises ConfigError for other shapes."""
-        h = _features(_flat(x, self.channels))
+        h = point_features(flat_points(x, self.channels))
         if self.nz:
             if z is None or z.shape != (x.shape[0], self.nz):
                 came = "none" if z is None else tuple(z.shape)
@@ -102,7 +103,7 @@ class PointSynthesis(nn.Module):
     def __init__(self, w_dim: int, hidden: int = 256, layers: int = 3, *, channels: int = 2) -> None:
         """``layers`` hidden layers of ``hidden``. Raises ConfigError for sizes below 1."""
         super().__init__()
-        self.trunk = _Trunk(w_dim, channels, hidden, layers, F.silu, timed=False)
+        self.trunk = Trunk(w_dim, channels, hidden, layers, F.silu, timed=False)
 
     def forward(self, ws: Tensor, noise: object = None) -> Tensor:
         """ws (N, w_dim) or (N, 1, w_dim); ``noise`` is not read."""
@@ -117,10 +118,10 @@ class PointCritic(nn.Module):
         """``layers`` hidden layers of ``hidden``. Raises ConfigError for sizes below 1."""
         super().__init__()
         self.channels = channels
-        self.trunk = _Trunk(channels * (1 + 2 * len(_FREQUENCIES)) + condition, 1, hidden, layers, _leaky, timed=False)
+        self.trunk = Trunk(channels * (1 + 2 * len(_FREQUENCIES)) + condition, 1, hidden, layers, _leaky, timed=False)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = _features(_flat(x, self.channels))
+        h = point_features(flat_points(x, self.channels))
         y: Tensor = self.trunk(h if c is None else torch.cat((h, c), dim=1))
         return y
 
@@ -133,11 +134,13 @@ class PointDiscriminator(nn.Module):
         super().__init__()
         self.channels = channels
         c_in = 2 * channels * (1 + 2 * len(_FREQUENCIES))
-        self.trunk = _Trunk(c_in, 1, hidden, layers, _leaky)
+        self.trunk = Trunk(c_in, 1, hidden, layers, _leaky)
 
     def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:
         """x the less noisy points and x_t the noisier, both (N, 2, 1, 1); t (N,). Returns (N, 1)."""
-        points = torch.cat((_features(_flat(x, self.channels)), _features(_flat(x_t, self.channels))), dim=1)
+        points = torch.cat(
+            (point_features(flat_points(x, self.channels)), point_features(flat_points(x_t, self.channels))), dim=1
+        )
         y: Tensor = self.trunk(points, t)
         return y
 
