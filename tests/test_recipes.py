@@ -195,3 +195,57 @@ def test_the_published_ddpm_recipes_have_the_published_numbers(name: str) -> Non
     if cifar:
         assert loaded.training.images == 800_000 * 128
         assert millions(published(name)["denoiser"]) == pytest.approx(35.7, abs=2.0)  # the paper's U-Net
+
+
+def test_the_published_stylegan2_recipes_have_the_published_numbers() -> None:
+    """The configurations "cifar" and "paper256" that come with ADA's code."""
+    common = {
+        "lr_g": 0.0025,
+        "lr_d": 0.0025,
+        "final_share": 1.0,
+        "adam_betas": (0.0, 0.99),
+        "lazy_reg": 16,
+        "path_every": 4,
+    }
+    for name, options, training, half_life in (
+        (
+            "stylegan2-cifar10",
+            {"r1_gamma": 0.01, "path_weight": 0.0, "style_mixing": 0.0},
+            {"batch_size": 64, "images": 100_000_000, "ema_share": 0.05},
+            500_000,
+        ),
+        (
+            "stylegan2-celebahq256",
+            {"r1_gamma": 1.0, "path_weight": 2.0, "style_mixing": 0.9},
+            {"batch_size": 64, "images": 25_000_000, "ema_share": 0.0},
+            20_000,
+        ),
+    ):
+        loaded, found = settings(name)
+        assert found.items() >= {**common, **options, "augment": "none", "shared_pass": False}.items()
+        assert asdict(loaded.training).items() >= training.items()
+        assert loaded.training.ema_decay == pytest.approx(0.5 ** (64 / half_life), abs=1e-8)
+        cifar = name.endswith("cifar10")
+        assert found["mapping"] == {"z_dim": 512, "w_dim": 512, "layers": 2 if cifar else 8, "lr_scale": 0.01}
+        base = 32768 if cifar else 16384
+        synthesis = {"channel_base": base, "channel_max": 512, "patch": 1, "start": "constant", "tanh": False}
+        assert found["generator"] == synthesis
+        critic = {"architecture": "orig" if cifar else "resnet", "std_group": 32 if cifar else 8, "channel_base": base}
+        assert found["discriminator"].items() >= critic.items()
+
+
+def test_diffusion_gan_has_the_published_noise_on_the_networks_of_stylegan2() -> None:
+    loaded, found = settings("diffusion_gan-cifar10")
+    noise = {
+        "t_min": 10,
+        "t_max": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "noise_std": 0.05,
+        "distribution": "priority",
+    }
+    assert found["noise"] == noise and found["target"] == 0.6 and found["interval"] == 4
+    other_loaded, other = settings("stylegan2-cifar10")
+    for part in ("mapping", "generator", "discriminator", "r1_gamma", "lazy_reg", "lr_g", "lr_d"):
+        assert found[part] == other[part]
+    assert loaded.training == other_loaded.training

@@ -96,6 +96,27 @@ def test_every_choice_trains_all_three_networks(path: str, loss: str, shared_pas
     assert moved == {"mapping", "generator", "discriminator"}
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_the_energy_distance_joins_the_loss_of_the_generator_and_the_mapping(path: str) -> None:
+    method = tiny_method("spigan", path=path, energy_weight=2.0)
+    drawn = method._draw_path(batch().x)
+    fake, made = method._generate(drawn, method.mapping, method.generator)
+    assert (fake is made) == (path == "generated")
+    losses = method.step(batch(), 0.5, tools(method))
+    assert losses["energy"] > 0 and set(losses) == {"d_loss", "g_loss", "r1", "energy"}
+
+
+def test_the_three_networks_have_rates_of_their_own_that_fall_together() -> None:
+    method = tiny_method("spigan", lr_g=0.03, lr_mapping=0.001, lr_d=0.0005, final_share=0.5)
+    lent = tools(method)
+    for progress, share in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        method.step(batch(), progress, lent)
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in lent.optimizers.items()}
+        assert rates == pytest.approx(
+            {"generator": 0.03 * share, "mapping": 0.001 * share, "discriminator": 5e-4 * share}
+        )
+
+
 def test_the_penalty_is_not_multiplied_by_its_interval() -> None:
     """One step of D with R1 every step and one with R1 every 16th, both due, move D alike."""
     after = []
@@ -131,6 +152,8 @@ def test_points_in_the_plane_take_the_path_too() -> None:
         ({"u_min": 1.0}, "u_min"),
         ({"u_power": 0.0}, "u_power"),
         ({"lazy_reg": 0}, "lazy_reg"),
+        ({"final_share": 1.5}, "final_share"),
+        ({"energy_weight": -1.0}, "energy_weight"),
         ({"mapping": {"solver": {"solver": "rk5"}}}, "solver"),
         ({"mapping": {"solver": {"steps": 0}}}, "steps"),
     ],

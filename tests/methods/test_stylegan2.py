@@ -104,7 +104,7 @@ def test_losses_and_gradients_of_every_phase_are_the_published_ones() -> None:
 
 
 def test_lazy_regularisers_come_when_due_and_adam_makes_room_for_them() -> None:
-    method = tiny_method("stylegan2", lazy_reg=3, path_every=2, lr_g=0.01, lr_d=0.02, final_lr=0.0)
+    method = tiny_method("stylegan2", lazy_reg=3, path_every=2, lr_g=0.01, lr_d=0.02)
     lent = tools(method)
     came = [set(method.step(batch(), 0.0, lent)) - {"d_loss", "g_loss"} for _ in range(7)]
     assert came == [{"r1", "path"}, set(), {"path"}, {"r1"}, {"path"}, set(), {"r1", "path"}]

@@ -83,6 +83,15 @@ def test_a_patch_makes_and_reads_blocks_of_pixels(channels: int) -> None:
     assert judge.sides == [14, 7] and judge(torch.randn(2, channels, 28, 28)).shape == (2, 1)
 
 
+def test_a_latent_start_depends_on_the_latent_and_a_constant_one_does_not() -> None:
+    for start in ("constant", "latent"):
+        net = synthesis(start=start)
+        seen: list[torch.Tensor] = []
+        net.blocks[0].conv.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        net(torch.randn(2, 8))
+        assert torch.equal(seen[0][0], seen[0][1]) == (start == "constant")
+
+
 def test_noise_given_is_the_noise_used() -> None:
     net = synthesis()
     for conv in net.convs():

@@ -15,7 +15,9 @@ by projection, as StyleGAN2's conditional D its label; R1 is not multiplied by i
 
 Ours, off by default: ``path = "closed_form"``: G makes x_0 and the path is i'(u) = u G(h(u)) + (1 - u) x_T, so that
 no capacity goes into imitating noise, and D(i'(u), u) sees G's work through it; ``jump``: with it G reads h(1) at every
-u, the latent that samples are made from; ``loss = "relativistic"``, ``r2_gamma`` and ``shared_pass`` as in ddgan.
+u, the latent that samples are made from; ``loss = "relativistic"``, ``r2_gamma`` and ``shared_pass`` as in ddgan;
+``energy_weight`` adds to L_G the energy distance between what G makes and what it is to make, over all pairs of the
+batch: D sees late that G leaves out kinds of images, a distance between sets sees it at once.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from trilemma.config import require, require_all
 from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
+from trilemma.maths.scoring import energy_distance
 from trilemma.maths.straight_path import draw_u, interpolate, prior_std
 from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
 from trilemma.networks.embeddings import timestep_embedding
@@ -56,15 +59,17 @@ class SPIGANOptions:
     sigma_max: float = 50.0  # of the VE SDE
     u_min: float = 0.0  # u is drawn from (u_min, 1]
     u_power: float = 1.0  # ours: below 1, more of the clean end of the path
-    lr_g: float = 0.0025  # Adam's learning rate for the mapping network and G
+    lr_g: float = 0.0025  # Adam's learning rate for G
+    lr_mapping: float = 0.0025  # for the mapping network, whose weights are not scaled as G's are
     lr_d: float = 0.0025  # Adam's learning rate for D
-    final_lr: float = 0.0025  # both fall to this by a cosine over the budget; equal: constant
+    final_share: float = 1.0  # all fall to this share by a cosine over the budget; 1: constant
     warmup_steps: int = 0  # ours: linear rise of both learning rates
     adam_betas: tuple[float, ...] = (0.0, 0.99)  # moments, for all
     r1_gamma: float = 0.02  # weight of the gradient penalty at real i(u)
     lazy_reg: int = 16  # the penalty is applied at every so many steps
     loss: Literal["nonsaturating", "relativistic"] = "nonsaturating"  # the paper's, or ours
     r2_gamma: float = 0.0  # ours: weight of the gradient penalty at generated i(u)
+    energy_weight: float = 0.0  # ours: weight of the energy distance between real and generated points
     shared_pass: bool = False  # ours: D and G learn from the same path and the same pass through G
     u_embedding: int = 64  # numbers that tell D of u
     mapping: MappingOptions = field(default_factory=MappingOptions)
@@ -76,6 +81,8 @@ class SPIGANOptions:
         prior_std(self.sde, self.sigma_max)  # refuses what cannot be
         require_all(
             (0.0 <= self.u_min < 1.0, f"u_min must be in [0, 1), not {self.u_min}"),
+            (0.0 <= self.final_share <= 1.0, f"final_share must be in [0, 1], not {self.final_share}"),
+            (self.energy_weight >= 0.0, f"energy_weight must not be negative, not {self.energy_weight}"),
             (self.u_power > 0.0, f"u_power must be above 0, not {self.u_power}"),
             (self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}"),
             (self.u_embedding >= 4, f"u_embedding must be at least 4, not {self.u_embedding}"),
@@ -85,8 +92,9 @@ class SPIGANOptions:
 
 
 class Path(NamedTuple):
-    """Points of the straight path: x_T, u and the real i(u)."""
+    """Points of the straight path: x_0, x_T, u and the real i(u)."""
 
+    x_0: Tensor
     x_T: Tensor
     u: Tensor
     real: Tensor
@@ -125,42 +133,44 @@ class SPIGAN(Method):
 
     def optimizers(self) -> dict[str, Optimizer]:
         betas = cast(tuple[float, float], self.options.adam_betas)
-        makers = [*self.mapping.parameters(), *self.generator.parameters()]
-        return {
-            "generator": Adam(makers, lr=self.options.lr_g, betas=betas),
-            "discriminator": Adam(self.discriminator.parameters(), lr=self.options.lr_d, betas=betas),
-        }
+        rates = self._rates()
+        return {name: Adam(net.parameters(), lr=rates[name], betas=betas) for name, net in self.networks().items()}
+
+    def _rates(self) -> dict[str, float]:
+        options = self.options
+        return {"mapping": options.lr_mapping, "generator": options.lr_g, "discriminator": options.lr_d}
 
     # How it learns
 
     def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
         options = self.options
         rise = min(1.0, (self.steps_done + 1) / max(1, options.warmup_steps))
-        for name, lr in (("generator", options.lr_g), ("discriminator", options.lr_d)):
-            set_learning_rate(tools.optimizers[name], rise * cosine_decay(lr, options.final_lr, progress))
+        for name, lr in self._rates().items():
+            decayed = cosine_decay(lr, options.final_share * lr, progress)
+            set_learning_rate(tools.optimizers[name], rise * decayed)
         path = self._draw_path(batch.x)
         if options.shared_pass:
-            fake = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
+            fake, made = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
         else:
             with torch.no_grad():
-                fake = self._generate(path, self.mapping, self.generator)
+                fake, made = self._generate(path, self.mapping, self.generator)
         losses = self._discriminator_step(path, fake.detach(), tools)
         if not options.shared_pass:
             path = self._draw_path(batch.x)
-            fake = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
-        losses |= self._generator_step(path, fake, tools)
+            fake, made = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
+        losses |= self._generator_step(path, fake, made, tools)
         self.steps_done += 1
         return losses
 
     def _draw_path(self, x_0: Tensor) -> Path:
         x_T = self.sigma * torch.randn_like(x_0)
         u = draw_u(len(x_0), x_0.device, u_min=self.options.u_min, power=self.options.u_power)
-        return Path(x_T, u, interpolate(x_0, x_T, u))
+        return Path(x_0, x_T, u, interpolate(x_0, x_T, u))
 
-    def _generate(self, path: Path, mapping: nn.Module, generator: nn.Module) -> Tensor:
-        """i'(u)."""
+    def _generate(self, path: Path, mapping: nn.Module, generator: nn.Module) -> tuple[Tensor, Tensor]:
+        """i'(u), and what G made for it: the same, or x_0."""
         made: Tensor = generator(mapping(path.x_T, 1.0 if self.options.jump else path.u))
-        return made if self.options.path == "generated" else interpolate(made, path.x_T, path.u)
+        return (made if self.options.path == "generated" else interpolate(made, path.x_T, path.u)), made
 
     def _judge(self, discriminator: nn.Module, i_u: Tensor, u: Tensor) -> Tensor:
         logits: Tensor = discriminator(i_u, timestep_embedding(1000.0 * u, self.options.u_embedding).to(i_u.dtype))
@@ -190,21 +200,32 @@ class SPIGAN(Method):
         optimizer.step()
         return losses
 
-    def _generator_step(self, path: Path, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
+    def _generator_step(self, path: Path, fake: Tensor, made: Tensor, tools: Tools) -> dict[str, Tensor]:
+        options = self.options
         # D's own parameters need no gradient here: it is the method's module that is called, not the prepared one.
         self.discriminator.requires_grad_(False)
         fake_logits = self._judge(self.discriminator, fake, path.u)
-        if self.options.loss == "relativistic":
+        if options.loss == "relativistic":
             real_logits = self._judge(self.discriminator, path.real.detach(), path.u)
             loss = adversarial.relativistic_generator_loss(real_logits, fake_logits)
         else:
             loss = adversarial.generator_loss(fake_logits)
         self.discriminator.requires_grad_(True)
-        optimizer = tools.optimizers["generator"]
-        optimizer.zero_grad(set_to_none=True)
+        losses = {"g_loss": loss.detach()}
+        if options.energy_weight > 0:
+            # Points of the path share their noise one by one; the x_0 that G makes and the data's share nothing.
+            if options.path == "generated":
+                energy = energy_distance(made, path.real.detach(), paired=True)
+            else:
+                energy = energy_distance(made, path.x_0)
+            loss, losses["energy"] = loss + options.energy_weight * energy, energy.detach()
+        optimizers = [tools.optimizers[name] for name in ("mapping", "generator")]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         tools.backward(loss)
-        optimizer.step()
-        return {"g_loss": loss.detach()}
+        for optimizer in optimizers:
+            optimizer.step()
+        return losses
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done}

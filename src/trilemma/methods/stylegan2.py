@@ -63,7 +63,7 @@ class StyleGANOptions:
 
     lr_g: float = 0.0025  # Adam's learning rate for G
     lr_d: float = 0.0025  # Adam's learning rate for D
-    final_lr: float = 0.0025  # both fall to this by a cosine over the budget; equal: constant
+    final_share: float = 1.0  # both fall to this share by a cosine over the budget; 1: constant
     warmup_steps: int = 0  # ours: linear rise of both learning rates
     adam_betas: tuple[float, ...] = (0.0, 0.99)  # moments, for both
     r1_gamma: float = 1.0  # weight of the gradient penalty at real images
@@ -85,6 +85,7 @@ class StyleGANOptions:
             (self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}"),
             (self.path_every >= 1, f"path_every must be at least 1, not {self.path_every}"),
             (self.path_batch_shrink >= 1, f"path_batch_shrink must be at least 1, not {self.path_batch_shrink}"),
+            (0.0 <= self.final_share <= 1.0, f"final_share must be in [0, 1], not {self.final_share}"),
             (0.0 <= self.style_mixing <= 1.0, f"style_mixing must be in [0, 1], not {self.style_mixing}"),
             (len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}"),
         )
@@ -269,8 +270,8 @@ class StyleGAN2(Method):
             ("generator", options.lr_g, options.path_every),
             ("discriminator", options.lr_d, options.lazy_reg),
         ):
-            share = every / (every + 1)
-            set_learning_rate(tools.optimizers[name], rise * share * cosine_decay(lr, options.final_lr, progress))
+            decayed = cosine_decay(lr, options.final_share * lr, progress)
+            set_learning_rate(tools.optimizers[name], rise * every / (every + 1) * decayed)
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
         if not self.classes:

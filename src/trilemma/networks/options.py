@@ -90,6 +90,7 @@ class SynthesisOptions:
     channel_base: int = 32768  # channels are channel_base / side ...
     channel_max: int = 512  # ... but at most these
     patch: int = 1  # ours: pixel-shuffle behind: fewer pixels at full width
+    start: Literal["constant", "latent"] = "constant"  # latent (ours): a dense layer of it is added to the constant
     tanh: bool = False  # ours: bound the output to [-1, 1] smoothly
 
 
@@ -144,6 +145,7 @@ def build_synthesis(
         channel_base=options.channel_base,
         channel_max=options.channel_max,
         patch=options.patch,
+        start=options.start,
         tanh=options.tanh,
     )
 

@@ -206,10 +206,11 @@ class Synthesis(nn.Module):
         channel_base: int = 32768,
         channel_max: int = 512,
         patch: int = 1,
+        start: Literal["constant", "latent"] = "constant",
         tanh: bool = False,
     ) -> None:
-        """``size`` and ``channels`` of the image; features have min(channel_base / side, channel_max) channels;
-        ``tanh`` bounds the image to [-1, 1] (ours; the published one leaves it open).
+        """``size`` and ``channels`` of the image; features have min(channel_base / side, channel_max) channels.
+        Ours: ``start`` "latent" adds a dense layer of the first w to the constant; ``tanh`` bounds the image.
 
         Raises ConfigError for sizes that do not fit.
         """
@@ -220,6 +221,7 @@ class Synthesis(nn.Module):
         widths = [feature_width(side, channel_base, channel_max) for side in sides]
         self.sides, self.patch, self.tanh = sides, patch, tanh
         self.const = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
+        self.start = Dense(w_dim, self.const.numel()) if start == "latent" else None
         self.blocks = nn.ModuleList(
             SynthesisBlock(c_in, c_out, channels * patch**2, w_dim, side, first=i == 0)
             for i, (c_in, c_out, side) in enumerate(zip([0, *widths[:-1]], widths, sides, strict=True))
@@ -247,7 +249,9 @@ class Synthesis(nn.Module):
         """``noise``: drawn anew, the stored maps, none, or one (N, 1, H, W) for each of ``noise_shapes``."""
         if ws.ndim == 2:
             ws = ws[:, None].expand(-1, self.num_ws, -1)
-        x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.const.expand(len(ws), -1, -1, -1)
+        x = x if self.start is None else x + self.start(ws[:, 0]).view(x.shape)
+        x = x.contiguous(memory_format=torch.channels_last)
         image = x.new_zeros(())
         i = 0
         for block in self._blocks():
