@@ -249,3 +249,13 @@ def test_diffusion_gan_has_the_published_noise_on_the_networks_of_stylegan2() ->
     for part in ("mapping", "generator", "discriminator", "r1_gamma", "lazy_reg", "lr_g", "lr_d"):
         assert found[part] == other[part]
     assert loaded.training == other_loaded.training
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "small", "cifar10", "celebahq256"])
+def test_style_methods_race_on_the_same_synthesis_network_and_discriminator(data: str) -> None:
+    _, stylegan2 = settings(f"stylegan2-{data}")
+    for name in ("spigan", "diffusion_gan"):
+        if f"{name}-{data}" in NAMES:
+            _, other = settings(f"{name}-{data}")
+            assert other["generator"] == stylegan2["generator"]
+            assert other["discriminator"] == stylegan2["discriminator"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tiny import SPEC, tiny_method, tools
-from trilemma.config import build
+from trilemma.config import build, load_recipe
 from trilemma.errors import ConfigError
 from trilemma.maths.noise import SeedNoise
 from trilemma.measure.speed import nfe, speed_scores
-from trilemma.methods.spigan import SPIGANOptions
+from trilemma.methods.spigan import SPIGAN, SPIGANOptions
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.types import Batch, DataSpec, Sampler
 
@@ -171,3 +171,14 @@ def test_points_outside_the_path_and_other_samplers_are_refused() -> None:
         method.path([0], [])
     with pytest.raises(ConfigError, match="no sampler setting steps"):
         method.sample([0], Sampler(steps=2))
+
+
+def test_a_race_has_the_paper_s_method_and_ours() -> None:
+    """None of our options is on in the first, whatever the recipe says."""
+    for name in ("digits", "mnist", "small"):
+        recipe = load_recipe(f"spigan-{name}").options
+        paper, ours = (build(SPIGANOptions, {**recipe, **entrant.changes}, name) for entrant in SPIGAN.entrants)
+        defaults = SPIGANOptions()
+        for option in ("path", "jump", "u_power", "loss", "r2_gamma", "energy_weight"):
+            assert getattr(paper, option) == getattr(defaults, option)
+        assert ours.path == "closed_form" and ours.energy_weight > 0

@@ -100,6 +100,17 @@ class Path(NamedTuple):
     real: Tensor
 
 
+PAPER = {
+    "path": "generated",
+    "jump": False,
+    "u_power": 1.0,
+    "loss": "nonsaturating",
+    "r2_gamma": 0.0,
+    "energy_weight": 0.0,
+}
+"""The options that make a recipe's training the paper's."""
+
+
 class SPIGAN(Method):
     """GAN along the straight path, one evaluation to sample."""
 
@@ -108,7 +119,7 @@ class SPIGAN(Method):
     paper = "Jeon and Park 2022"
     Options = SPIGANOptions
     averaged = ("generator", "mapping")
-    entrants = (Entrant("", {"path": "generated", "jump": False}), Entrant("-closed-form", {"path": "closed_form"}))
+    entrants = (Entrant("", PAPER), Entrant("-closed-form", {"path": "closed_form"}))
     options: SPIGANOptions
 
     def __init__(self, options: SPIGANOptions, spec: DataSpec) -> None:
