@@ -97,6 +97,7 @@ def evaluate(  # noqa: PLR0913
     eta: float | None = None,
     variance: Any = None,
     truncation: float | None = None,
+    label: int | None = None,
     seed: int = 0,
     extractor: str | None = None,
     extractor_weights: Path | str | None = None,
@@ -107,7 +108,7 @@ def evaluate(  # noqa: PLR0913
     """Score a run and time its sampling; writes eval.json and pictures into the run and returns eval.json's content."""
     return evaluation.evaluate(
         Run.open(run),
-        Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation),
+        Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation, label=label),
         samples=samples,
         seed=seed,
         extractor_name=extractor,
