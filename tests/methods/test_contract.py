@@ -131,7 +131,7 @@ def test_a_method_says_what_it_is(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_distance_to_a_toy_distribution_falls(name: str) -> None:
-    """The recipe for 25 Gaussians in the plane, for a few hundred of its steps: the energy distance falls to a third."""
+    """A few hundred steps of the recipe for 25 Gaussians in the plane: the energy distance falls to a third."""
     data = load_data("gaussians")
     truth = data.x[:2000]
 
