@@ -201,6 +201,7 @@ def _noise(seeds: range) -> Any:
         ({"style_mixing": 1.5}, "style_mixing"),
         ({"adam_betas": [0.5]}, "adam_betas"),
         ({"augment": "adaa"}, "augment"),
+        ({"ada": {"preset": "bgcc"}}, "did you mean 'bgc'"),
         ({"policy": ["colour"]}, "did you mean 'color'"),
     ],
 )

@@ -12,6 +12,8 @@ Path length (Karras et al. 2020, equation 4), with y ~ N(0, I) an image, J_w = d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,3 +67,29 @@ def path_lengths(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
     scaled = y / (y.shape[2] * y.shape[3]) ** 0.5
     (grad,) = torch.autograd.grad((images * scaled).sum(), ws, create_graph=True)
     return grad.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def discriminator_objective(
+    judge: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    *,
+    relativistic: bool = False,
+    r1_gamma: float = 0.0,
+    r2_gamma: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_D with the penalties whose gamma is above 0, and its parts by name, detached: d_loss, r1, r2.
+
+    ``judge`` gives D's logits of images like ``real`` and ``fake``, which are cut off from what made them.
+    """
+    real = real.detach().requires_grad_(r1_gamma > 0)
+    fake = fake.detach().requires_grad_(r2_gamma > 0)
+    real_logits, fake_logits = judge(real), judge(fake)
+    criterion = relativistic_discriminator_loss if relativistic else discriminator_loss
+    loss = criterion(real_logits, fake_logits)
+    parts = {"d_loss": loss.detach()}
+    for name, x, logits, gamma in (("r1", real, real_logits, r1_gamma), ("r2", fake, fake_logits, r2_gamma)):
+        if gamma > 0:
+            penalty = gradient_penalty(logits, x, gamma)
+            loss, parts[name] = loss + penalty, penalty.detach()
+    return loss, parts

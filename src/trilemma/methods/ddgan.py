@@ -212,22 +212,15 @@ class DDGAN(Method):
 
     def _discriminator_step(self, chain: Chain, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
         options, discriminator = self.options, tools.networks["discriminator"]
-        penalise = self.steps_done % options.lazy_reg == 0
-        real = chain.real.detach().requires_grad_(penalise and options.r1_gamma > 0)
-        fake = fake.detach().requires_grad_(penalise and options.r2_gamma > 0)
-        real_logits = chain.logits(discriminator, real)
-        fake_logits = chain.logits(discriminator, fake)
-        relativistic = options.loss == "relativistic"
-        criterion = adversarial.relativistic_discriminator_loss if relativistic else adversarial.discriminator_loss
-        loss = criterion(real_logits, fake_logits)
-        losses = {"d_loss": loss.detach()}
-        if real.requires_grad:
-            penalty = adversarial.gradient_penalty(real_logits, real, options.r1_gamma)
-            loss, losses["r1"] = loss + penalty, penalty.detach()
-        if fake.requires_grad:
-            penalty = adversarial.gradient_penalty(fake_logits, fake, options.r2_gamma)
-            loss, losses["r2"] = loss + penalty, penalty.detach()
-
+        due = self.steps_done % options.lazy_reg == 0
+        loss, losses = adversarial.discriminator_objective(
+            lambda images: chain.logits(discriminator, images),
+            chain.real,
+            fake,
+            relativistic=options.loss == "relativistic",
+            r1_gamma=options.r1_gamma if due else 0.0,
+            r2_gamma=options.r2_gamma if due else 0.0,
+        )
         optimizer = tools.optimizers["discriminator"]
         optimizer.zero_grad(set_to_none=True)
         tools.backward(loss)

@@ -189,22 +189,15 @@ class SPIGAN(Method):
 
     def _discriminator_step(self, path: Path, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
         options, discriminator = self.options, tools.networks["discriminator"]
-        penalise = self.steps_done % options.lazy_reg == 0
-        real = path.real.requires_grad_(penalise and options.r1_gamma > 0)
-        fake = fake.requires_grad_(penalise and options.r2_gamma > 0)
-        real_logits = self._judge(discriminator, real, path.u)
-        fake_logits = self._judge(discriminator, fake, path.u)
-        relativistic = options.loss == "relativistic"
-        criterion = adversarial.relativistic_discriminator_loss if relativistic else adversarial.discriminator_loss
-        loss = criterion(real_logits, fake_logits)
-        losses = {"d_loss": loss.detach()}
-        for name, x, logits, gamma in (
-            ("r1", real, real_logits, options.r1_gamma),
-            ("r2", fake, fake_logits, options.r2_gamma),
-        ):
-            if x.requires_grad:
-                penalty = adversarial.gradient_penalty(logits, x, gamma)
-                loss, losses[name] = loss + penalty, penalty.detach()
+        due = self.steps_done % options.lazy_reg == 0
+        loss, losses = adversarial.discriminator_objective(
+            lambda i_u: self._judge(discriminator, i_u, path.u),
+            path.real,
+            fake,
+            relativistic=options.loss == "relativistic",
+            r1_gamma=options.r1_gamma if due else 0.0,
+            r2_gamma=options.r2_gamma if due else 0.0,
+        )
         optimizer = tools.optimizers["discriminator"]
         optimizer.zero_grad(set_to_none=True)
         tools.backward(loss)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
-from trilemma.augment.ada import AdaptiveAugment
+from trilemma.augment.ada import AdaptiveAugment, preset
 from trilemma.augment.controller import AdaController
 from trilemma.augment.diffaugment import POLICY, diffaugment
 from trilemma.config import require, require_all
@@ -55,6 +55,10 @@ class AdaControlOptions:
     target: float = 0.6  # of E sign D(x) on real images
     kimg: float = 500.0  # thousands of images in which p may go from 0 to 1
     interval: int = 4  # steps between adjustments
+
+    def __post_init__(self) -> None:
+        # Refuses an unknown name.
+        preset(self.preset)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from trilemma.networks.initialise import NEAR_ZERO, conv, dense
 from trilemma.networks.layers import Downsample, NormConv, ResBlock, Upsample
 from trilemma.networks.mlp import Trunk, flat_points, point_features
 from trilemma.networks.norm import GroupNorm
-from trilemma.networks.options import PointOptions
+from trilemma.networks.options import PointOptions, require_square
 from trilemma.types import DataSpec
 
 
@@ -55,8 +55,7 @@ def build_autoencoder(
     if spec.kind == "points":
         numbers = dataclasses.asdict(points)
         return PointEncoder(channels=spec.channels, **numbers), PointDecoder(channels=spec.channels, **numbers)
-    if spec.height != spec.width:
-        raise ConfigError(f"images must be square, not {spec.height} x {spec.width}: crop them with --size")
+    require_square(spec)
     settings = dataclasses.asdict(options) | {"image_size": spec.height}
     return Encoder(in_channels=spec.channels, **settings), Decoder(out_channels=spec.channels, **settings)
 

@@ -112,7 +112,7 @@ def build_denoiser(
     """The network that reads (x_t, t, z): U-Net for images, fully connected for points; no z if ``latent`` is None."""
     if spec.kind == "points":
         return PointGenerator(nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers)
-    _square(spec)
+    require_square(spec)
     settings = dataclasses.asdict(unet) | {"tanh": tanh}
     return NCSNpp(
         image_size=spec.height,
@@ -125,7 +125,8 @@ def build_denoiser(
     )
 
 
-def _square(spec: DataSpec) -> None:
+def require_square(spec: DataSpec) -> None:
+    """Refuse images that are not square."""
     require(
         spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: crop them with --size"
     )
@@ -137,39 +138,22 @@ def build_synthesis(
     """w (N, w_dim) or (N, num_ws, w_dim) -> images, or points."""
     if spec.kind == "points":
         return PointSynthesis(w_dim, hidden=points.hidden, layers=points.layers)
-    _square(spec)
-    return Synthesis(
-        w_dim=w_dim,
-        size=spec.height,
-        channels=spec.channels,
-        channel_base=options.channel_base,
-        channel_max=options.channel_max,
-        patch=options.patch,
-        start=options.start,
-        tanh=options.tanh,
-    )
+    require_square(spec)
+    return Synthesis(w_dim=w_dim, size=spec.height, channels=spec.channels, **dataclasses.asdict(options))
 
 
 def build_critic(spec: DataSpec, options: CriticOptions, points: PointOptions, condition: int = 0) -> nn.Module:
     """D(image, c) -> (N, 1) logits; c (N, condition) if there is one."""
     if spec.kind == "points":
         return PointCritic(condition, hidden=points.hidden, layers=points.layers)
-    _square(spec)
+    require_square(spec)
     if options.architecture == "strided":
         require(options.patch == 1, f"a strided discriminator has no patch, but {options.patch} was asked for")
         return StridedCritic(
             in_channels=spec.channels, size=spec.height, channels=options.channel_max, condition=condition
         )
     return StyleDiscriminator(
-        size=spec.height,
-        channels=spec.channels,
-        classes=condition,
-        architecture=options.architecture,
-        channel_base=options.channel_base,
-        channel_max=options.channel_max,
-        mapping_layers=options.mapping_layers,
-        std_group=options.std_group,
-        patch=options.patch,
+        size=spec.height, channels=spec.channels, classes=condition, **dataclasses.asdict(options)
     )
 
 
