@@ -14,17 +14,19 @@ MODES = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 
 
 def test_every_mode_hit_once() -> None:
-    assert mode_scores(MODES, MODES, 0.01) == {"modes": 4, "share_within_4_sigma": 1.0}
+    assert mode_scores(MODES, MODES, 0.01) == {"modes": 4, "share_within_4_sigma": 1.0, "kl": 0.0}
 
 
 def test_collapse_on_one_mode() -> None:
-    assert mode_scores(torch.zeros(50, 2), MODES, 0.01) == {"modes": 1, "share_within_4_sigma": 1.0}
+    expected = {"modes": 1, "share_within_4_sigma": 1.0, "kl": pytest.approx(math.log(4))}
+    assert mode_scores(torch.zeros(50, 2), MODES, 0.01) == expected
 
 
 def test_the_border_is_at_four_sigma() -> None:
     """Distances 0.5 (on it), just inside and just outside, with sigma = 1/8."""
     points = torch.tensor([[-0.5, 0.0], [-0.499, 0.0], [-0.501, 0.0], [5.0, 5.0]])
-    assert mode_scores(points, MODES, 0.125) == {"modes": 1, "share_within_4_sigma": 0.5}
+    found = mode_scores(points, MODES, 0.125)
+    assert (found["modes"], found["share_within_4_sigma"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize(("hits", "modes"), [(4, 1), (5, 2)])
@@ -45,7 +47,18 @@ def test_the_true_mixture_scores_as_in_closed_form() -> None:
 
 def test_points_that_are_not_finite_are_near_nothing() -> None:
     points = torch.tensor([[0.0, 0.0], [math.nan, 0.0], [math.inf, 1.0], [1.0, 1.0]])
-    assert mode_scores(points, MODES, 0.1) == {"modes": 2, "share_within_4_sigma": 0.5}
+    expected = {"modes": 2, "share_within_4_sigma": 0.5, "kl": pytest.approx(math.log(2))}
+    assert mode_scores(points, MODES, 0.1) == expected
+
+
+def test_kl_counts_each_point_for_its_nearest_mode() -> None:
+    """Shares 1/2, 1/4, 1/4, 0: KL to uniform is log 4 less their entropy 1.5 log 2; far points do not count."""
+    points = torch.cat([MODES[[0, 0, 1, 2]] + 0.1, torch.full((7, 2), 40.0)])
+    assert mode_scores(points, MODES, 0.2)["kl"] == pytest.approx(math.log(4) - 1.5 * math.log(2))
+
+
+def test_with_no_point_near_a_mode_kl_is_at_its_worst() -> None:
+    assert mode_scores(torch.full((3, 2), 40.0), MODES, 0.1)["kl"] == pytest.approx(math.log(4))
 
 
 def test_nonsense_is_refused() -> None:

@@ -9,6 +9,7 @@ from tiny import POINTS, SPEC, tiny_method, tools
 from trilemma.config import build, load_recipe
 from trilemma.data import load_data
 from trilemma.engine.checkpoint import load_checkpoint, save_checkpoint
+from trilemma.errors import ConfigError
 from trilemma.maths.scoring import energy_distance
 from trilemma.measure.speed import nfe
 from trilemma.methods import method_class, method_names, method_summaries
@@ -80,6 +81,22 @@ def test_the_trajectory_goes_from_noise_to_the_sample(name: str) -> None:
     assert len(result.trajectory) >= 2
     assert torch.equal(result.trajectory[-1], result.x)
     assert torch.equal(method.sample([0, 1]).x, result.x)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_latent_path_belongs_to_its_seed_and_has_no_jumps(name: str) -> None:
+    method = tiny_method(name).eval()
+    seeds, t = [5, 17, 3], torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    if not method.has_latent:
+        with pytest.raises(ConfigError, match="no latent space"):
+            method.latent_path(seeds, t)
+        return
+    x = method.latent_path(seeds, t)
+    alone = torch.cat([method.latent_path([seed], t[i : i + 1]) for i, seed in enumerate(seeds)])
+    torch.testing.assert_close(x, alone, atol=2e-4, rtol=0)
+    near = method.latent_path(seeds, (t - 1e-4).abs())
+    far = method.latent_path(seeds, 1.0 - t)
+    assert 0 < (near - x).abs().max() < 0.01 * (far - x).abs().max()
 
 
 @pytest.mark.parametrize("name", METHODS)

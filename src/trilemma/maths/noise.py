@@ -80,11 +80,11 @@ class SeedNoise:
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
 
 
-def great_circle(ends: Tensor, s: Tensor) -> Tensor:
-    """From noise ``ends[0]`` (s = 0) to ``ends[1]`` (s = 1) at constant variance: ends (2, ...), s (K,) -> (K, ...).
+def great_circle(first: Tensor, second: Tensor, s: Tensor) -> Tensor:
+    """From noise ``first`` (s = 0) to ``second`` (s = 1) at constant variance: both (K, ...) or (1, ...), s (K,).
 
-    cos(pi s / 2) first + sin(pi s / 2) second; both ends are exact.
+    cos(pi s / 2) first + sin(pi s / 2) second, (K, ...); both ends are exact.
     """
-    angle = (math.pi / 2) * s.double().view(-1, *(1,) * (ends.ndim - 1))
+    angle = (math.pi / 2) * s.double().view(-1, *(1,) * (first.ndim - 1))
     cos = torch.where(angle == math.pi / 2, 0.0, angle.cos())
-    return cos.to(ends) * ends[0] + angle.sin().to(ends) * ends[1]
+    return cos.to(first) * first + angle.sin().to(first) * second

@@ -37,7 +37,7 @@ class SolverOptions:
     The steps of dopri5 are chosen for a batch as a whole: to within the tolerance, a row depends on its neighbours.
     """
 
-    solver: Solver = "rk4"  # euler and rk4 take equal steps, dopri5 its own
+    solver: Solver = "euler"  # euler and rk4 take equal steps, dopri5 its own
     steps: int = 2  # of euler and rk4
     rtol: float = 1e-3  # of dopri5, relative to h
     atol: float = 1e-3  # of dopri5, absolute

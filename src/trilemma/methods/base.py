@@ -149,6 +149,17 @@ class Method(nn.Module, ABC):
         """
         raise ConfigError(f"{self.name} has no latent space to walk through: leave out --interpolate")
 
+    has_latent: ClassVar[bool] = False  # whether ``latent_path`` is there
+
+    def latent_path(self, seeds: Sequence[int], t: Tensor) -> Tensor:
+        """For the path length: of each seed's own path, a great circle between two draws of the prior, the sample at
+        ``t`` (N,) in [0, 1], float64. All other noise stays along a path. Not rounded, not cut off: (N, C, H, W).
+
+        Raises:
+            ConfigError: the method has no latent space.
+        """
+        raise ConfigError(f"{self.name} has no latent space to walk through")
+
     @property
     def device(self) -> torch.device:
         """Where the sampling networks are."""

@@ -275,8 +275,20 @@ class SPIGAN(Method):
         x_T, maps = self._noise([first, last])
         h = self.mapping(x_T, 1.0)
         s = torch.linspace(0.0, 1.0, steps, device=self.device)
-        maps = [great_circle(m, s) for m in maps]
+        maps = [great_circle(m[:1], m[1:], s) for m in maps]
         return self._bounded(self.generator(torch.lerp(h[:1], h[1:], s[:, None]), maps))
+
+    has_latent = True
+
+    @torch.inference_mode()
+    def latent_path(self, seeds: Sequence[int], t: Tensor) -> Tensor:
+        """On a great circle of x_T."""
+        noise = SeedNoise(seeds, self.device)
+        first, second = (self.sigma * noise.normal(self.spec.shape) for _ in range(2))
+        maps = [noise.normal(shape) for shape in self.generator.noise_shapes]
+        x_T = great_circle(first, second, t.to(self.device))
+        made: Tensor = self.generator(self.mapping(x_T, 1.0), maps)
+        return made
 
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """x_T, and the noise s of every layer of G."""

@@ -345,9 +345,21 @@ class StyleGAN2(Method):
         maps = [noise.normal(shape) for shape in self.generator.synthesis.noise_shapes]
         s = torch.linspace(0.0, 1.0, steps, device=self.device)
         images: Tensor = self.generator.synthesis(
-            torch.lerp(w[:1], w[1:], s[:, None]), [great_circle(m, s) for m in maps]
+            torch.lerp(w[:1], w[1:], s[:, None]), [great_circle(m[:1], m[1:], s) for m in maps]
         )
         return images.clamp(-1.0, 1.0) if self.spec.kind == "images" else images
+
+    has_latent = True
+
+    @torch.inference_mode()
+    def latent_path(self, seeds: Sequence[int], t: Tensor) -> Tensor:
+        """On a great circle of z."""
+        noise = SeedNoise(seeds, self.device)
+        first, second = (noise.normal((self.options.mapping.z_dim,)) for _ in range(2))
+        c = self._labels(noise, Sampler())
+        maps = [noise.normal(shape) for shape in self.generator.synthesis.noise_shapes]
+        made: Tensor = self.generator(great_circle(first, second, t.to(self.device)), c, maps)
+        return made
 
     def _labels(self, noise: SeedNoise, sampler: Sampler) -> Tensor | None:
         """One-hot labels, drawn from the seeds where none is asked for; all classes are equally likely."""

@@ -162,7 +162,17 @@ class VAE(Method):
     def walk(self, first: int, last: int, steps: int) -> Tensor:
         """On a great circle of z, where all points are as likely as the ends."""
         z = SeedNoise([first, last], self.device).normal((self.nz,))
-        x: Tensor = self.decoder(great_circle(z, torch.linspace(0.0, 1.0, steps, device=self.device)))
+        x: Tensor = self.decoder(great_circle(z[:1], z[1:], torch.linspace(0.0, 1.0, steps, device=self.device)))
+        return x
+
+    has_latent = True
+
+    @torch.inference_mode()
+    def latent_path(self, seeds: Sequence[int], t: Tensor) -> Tensor:
+        """On a great circle of z."""
+        noise = SeedNoise(seeds, self.device)
+        first, second = (noise.normal((self.nz,)) for _ in range(2))
+        x: Tensor = self.decoder(great_circle(first, second, t.to(self.device)))
         return x
 
 
