@@ -11,7 +11,7 @@ With generated features g ~ N(mu_g, S_g) and real ones r ~ N(mu_r, S_r):
 
 A manifold is the union of balls around its samples that reach to their 3rd nearest neighbour among themselves.
 Everything is computed in float64, with a bounded part of the distance matrix in memory. FID is biased upwards for
-few samples: compare only equal counts.
+few samples: compare only equal counts. An extractor without classes has no logits, and gives no inception score.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ MIN_SAMPLES = SPLITS  # a split of the inception score needs a sample; the other
 _ROWS = 1000  # of the distance matrix in memory at a time: 400 MB against 50,000 samples
 
 
-def fidelity_scores(
-    generated: Tensor, reference: Tensor, extractor: Extractor, *, seed: int = 2020
-) -> dict[str, float]:
+def fidelity_scores(generated: Tensor, reference: Tensor, extractor: Extractor, *, seed: int = 2020) -> dict[str, Any]:
     """``fid``, ``kid``, ``inception_score``, ``precision``, ``recall`` of uint8 images (N, C, H, W) and (M, C, H, W).
 
     Raises ConfigError for fewer than 10 images in either set.
@@ -46,8 +44,10 @@ def fidelity_scores(
     return fidelity_from_features(extract(generated, extractor), extract(reference, extractor), seed=seed)
 
 
-def fidelity_from_features(generated: FeatureSet, reference: FeatureSet, *, seed: int = 2020) -> dict[str, float]:
+def fidelity_from_features(generated: FeatureSet, reference: FeatureSet, *, seed: int = 2020) -> dict[str, Any]:
     """The same five from features at hand. ``seed`` draws KID's subsets and the inception score's splits.
+
+    Each is a float; ``inception_score`` is None for features without logits, as it needs classes.
 
     Raises ConfigError for fewer than 10 samples in either set, or features of different extractors.
     """
@@ -59,11 +59,10 @@ def fidelity_from_features(generated: FeatureSet, reference: FeatureSet, *, seed
     prc = prc_features_to_metric(
         g, r, prc_neighborhood=NEIGHBOURS, prc_batch_size=_ROWS, save_cpu_ram=True, verbose=False
     )
-    score = isc_features_to_metric(generated.logits, splits=SPLITS, rng_seed=seed)
     return {
         "fid": fid_only(generated, reference),
         "kid": float(kid[KEY_METRIC_KID_MEAN]),
-        "inception_score": float(score[KEY_METRIC_ISC_MEAN]),
+        "inception_score": _inception_score(generated, seed),
         "precision": float(prc[KEY_METRIC_PRECISION]),
         "recall": float(prc[KEY_METRIC_RECALL]),
     }
@@ -78,7 +77,7 @@ def fidelity_protocol(generated: FeatureSet, reference: FeatureSet, *, seed: int
         "extractor_digest": generated.digest,
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": _kid_subset_size(generated, reference),
-        "inception_score_splits": SPLITS,
+        "inception_score_splits": None if generated.logits is None else SPLITS,
         "precision_recall_neighbours": NEIGHBOURS,
         "metric_seed": seed,
     }
@@ -90,6 +89,12 @@ def fid_only(generated: FeatureSet, reference: FeatureSet) -> float:
     if min(len(generated), len(reference)) < 2:
         raise ConfigError(f"FID needs at least 2 samples a set, got {len(generated)} and {len(reference)}")
     return float(fid_statistics_to_metric(generated.statistics, reference.statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def _inception_score(generated: FeatureSet, seed: int) -> float | None:
+    if generated.logits is None:
+        return None
+    return float(isc_features_to_metric(generated.logits, splits=SPLITS, rng_seed=seed)[KEY_METRIC_ISC_MEAN])
 
 
 def _kid_subset_size(generated: FeatureSet, reference: FeatureSet) -> int:
