@@ -91,3 +91,36 @@ def test_points_that_are_none(tmp_path: Path) -> None:
         save_points(torch.tensor([[0.0, float("nan")]]), tmp_path / "a.png")
     with pytest.raises(DataError):
         save_points(torch.zeros(3, 3), tmp_path / "a.png")
+
+
+# Captions
+
+
+def test_captions_stand_beneath_their_columns(tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    save_grid(x, tmp_path / "plain.png", 3)
+    save_grid(x, tmp_path / "grid.png", 3, ["one", "", "3\nlines\nof it"])
+    plain, picture = _read(tmp_path / "plain.png"), _read(tmp_path / "grid.png")
+    assert np.array_equal(picture[: len(plain)], plain)
+    strip = picture[len(plain) :]
+    columns = [strip[:, 66 * i : 66 * (i + 1)] for i in range(3)]
+    inked = [np.flatnonzero((column < 128).any(axis=(1, 2))) for column in columns]
+    assert len(inked[1]) == 0 and len(inked[0]) > 0
+    assert np.ptp(inked[2]) > 2 * np.ptp(inked[0])  # three lines are higher than one
+    assert (strip[0] == 255).all() and (strip[-1] == 255).all()
+    left, right = (np.flatnonzero((columns[0] < 128).any(axis=(0, 2)))[i] for i in (0, -1))
+    assert abs((left + right) / 2 - 33) < 4  # in the middle
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_grow_until_the_text_fits(tmp_path: Path, channels: int) -> None:
+    x = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+    save_grid(x, tmp_path / "grid.png", 2, ["a caption of many letters"] * 2)
+    picture = _read(tmp_path / "grid.png").reshape(-1, _read(tmp_path / "grid.png").shape[1], channels)
+    pitch = (picture.shape[1] - 2) // 2
+    factor = (pitch - 2) // 8
+    assert factor > 4 and pitch == 8 * factor + 2
+    tile = picture[2 : 2 + 8 * factor, 2 : 2 + 8 * factor]
+    assert np.array_equal(tile[::factor, ::factor], x[0].permute(1, 2, 0).numpy())
+    strip = picture[4 + 8 * factor :]
+    assert (strip < 128).any() and (strip[:, [0, 1, pitch, pitch + 1, -1]] > 128).all()  # neither cut nor run together

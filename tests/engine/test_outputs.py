@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from trilemma.engine import outputs
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.outputs import check_out, save_path, save_samples, save_trajectory, save_walk
+from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 from trilemma.errors import ConfigError, RunError
+from trilemma.measure.speed import Timing
 from trilemma.types import DataSpec, Sampler
 
 Runs = Callable[[str], Path]
@@ -133,3 +135,51 @@ def test_a_method_without_path_or_latent_space_says_so(trained: Runs, tmp_path: 
     with pytest.raises(ConfigError, match="leave out --interpolate"):
         save_walk(generator, 0, 1, tmp_path / "walk.png", steps=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_of_steps_are_the_samples_of_each_number(trained: Runs, tmp_path: Path) -> None:
+    generator = Generator.load(trained("ddpm"))
+    seeds, counts = sample_seeds(0, 0, 3), (1, 2, 5)
+    shares: list[float] = []
+    samplers = [Sampler(steps=count) for count in counts]
+    save_steps(generator, seeds, samplers, tmp_path / "steps.png", batch_size=2, advance=shares.append)
+    picture = np.asarray(Image.open(tmp_path / "steps.png"))
+    pitch = (picture.shape[1] - 2) // 3
+    factor = (pitch - 2) // 8
+    assert picture.shape[1] == 2 + 3 * (8 * factor + 2)
+    for column, sampler in enumerate(samplers):
+        alone = generator.stored(seeds, sampler, batch_size=2)
+        for row in range(3):
+            top, left = 2 + row * pitch, 2 + column * pitch
+            tile = picture[top : top + 8 * factor, left : left + 8 * factor]
+            assert np.array_equal(tile[::factor, ::factor], alone[row, 0].numpy())
+    beneath = picture[2 + 3 * pitch :]
+    assert all((beneath[:, pitch * i : pitch * (i + 1)] < 128).any() for i in range(3))
+    assert shares == [1 / 3, 2 / 3, 1]
+
+
+def test_the_time_beneath_a_column_is_of_one_image(
+    trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[str] = []
+    monkeypatch.setattr(outputs.pictures, "save_grid", lambda *args, **kwargs: captions.extend(kwargs["captions"]))
+    made = iter((0.5, 1.0))
+
+    def timed(run: Callable[[], object], **_: object) -> Timing:
+        run()
+        return Timing((next(made),))
+
+    monkeypatch.setattr(outputs, "measure", timed)
+    samplers = [Sampler(steps=1), Sampler(steps=10)]
+    save_steps(Generator.load(trained("ddpm")), sample_seeds(0, 0, 4), samplers, tmp_path / "steps.png")
+    assert captions == ["1 step\n125 ms/image", "10 steps\n250 ms/image"]
+
+
+def test_columns_of_steps_of_points_are_one_plot_each(trained: Runs, tmp_path: Path) -> None:
+    generator = Generator.load(trained("points"))
+    save_steps(generator, sample_seeds(0, 0, 50), [Sampler(steps=4)] * 2, tmp_path / "steps.png")
+    with Image.open(tmp_path / "steps.png") as picture:
+        width, height = picture.size
+        beneath = np.asarray(picture)[400:]
+    assert width == 802 and 400 < height < 460
+    assert all((half < 128).any() for half in (beneath[:, :401], beneath[:, 401:]))

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 import trilemma
 from trilemma.errors import ConfigError
-from trilemma.measure.speed import CallCounter, Timing, hardware, measure, nfe, speed_scores, versions
+from trilemma.measure.memory import PeakMemory
+from trilemma.measure.speed import (
+    BatchSpeed,
+    CallCounter,
+    Timing,
+    hardware,
+    measure,
+    nfe,
+    speed_scores,
+    sweep,
+    versions,
+)
 
 
 class Sampler:
@@ -120,3 +131,23 @@ def test_the_machine_and_the_libraries_are_named() -> None:
     assert set(found) == {"trilemma", "python", "torch", "torchvision", "torch-fidelity", "numpy"}
     assert found["trilemma"] == trilemma.__version__
     assert found["torch"] == torch.__version__.split("+", maxsplit=1)[0] or found["torch"] == torch.__version__
+
+
+def test_a_sweep_has_one_entry_a_batch_the_smallest_first() -> None:
+    sampler, told = Sampler(steps=3), []
+    found = sweep(sampler, [4, 1, 16, 4], max_repeats=2, advance=told.append)
+    assert [speed.batch for speed in found] == told == [1, 4, 16]
+    assert sampler.batches == [1, 1, 1, 4, 4, 4, 16, 16, 16]  # a warm-up and two repeats each
+    assert all(len(speed.timing.seconds) == 2 for speed in found)
+
+
+def test_a_sweep_warms_up_with_what_it_is_given() -> None:
+    sampler, short = Sampler(steps=3), Sampler(steps=1)
+    sweep(sampler, [2, 3], warmup=short, limit_seconds=0)
+    assert sampler.batches == short.batches == [2, 3]
+
+
+def test_images_a_second_are_a_batch_over_its_time() -> None:
+    speed = BatchSpeed(6, Timing((1.0, 2.0, 3.0)), PeakMemory())
+    assert speed.images_per_second() == 3
+    assert [speed.images_per_second(q) for q in (0.0, 1.0)] == [2, 6]  # the slowest repeat, the fastest

@@ -1,13 +1,15 @@
-"""Pictures of samples: a grid of images, or points in the plane. PNG, no text, no frame."""
+"""Pictures of samples: a grid of images, or points in the plane. PNG, no frame, no text but captions asked for."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -18,15 +20,17 @@ _MIN_TILE = 32  # pixels: smaller images are enlarged, else nobody sees them
 _GAP = 2  # pixels between tiles, and around them
 _WHITE = 255
 _WINDOW = 5.0  # half the side of a picture of points
+_MARGIN = 4  # pixels above and below captions
 _FAINTEST = 0.35  # ink of a cell with a single point, 1 is black
 _MODE_COLOUR = (230, 120, 0)
 
 
-def save_grid(x: Tensor, path: Path, columns: int = 8) -> None:
+def save_grid(x: Tensor, path: Path, columns: int = 8, captions: Sequence[str] = ()) -> None:
     """Samples as they are stored.
 
     Images uint8 (N, C, H, W), C 1 or 3: row by row, edge to edge, cells left over white; below 32 pixels enlarged by a
-    whole factor, each pixel a sharp square. Points float (N, 2, 1, 1): see ``save_points``.
+    whole factor, each pixel a sharp square. Points float (N, 2, 1, 1): see ``save_points``. ``captions``, one a column,
+    go beneath the columns of images, which are enlarged until the text fits.
 
     Raises:
         DataError: neither of the two, no image, or no column.
@@ -41,13 +45,39 @@ def save_grid(x: Tensor, path: Path, columns: int = 8) -> None:
             f"a grid needs uint8 (N, C, H, W) with C 1 or 3 and at least one image and column; got {x.dtype} "
             f"{tuple(x.shape)}, {columns} columns"
         )
-    factor = -(-_MIN_TILE // min(x.shape[2:]))
+    widest = max((_text_box(caption)[2] + _GAP for caption in captions), default=0)
+    factor = max(-(-_MIN_TILE // min(x.shape[2:])), -(-widest // x.shape[3]))
     x = x.detach().cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     # Without a line between them small images run into each other: nobody could tell a digit from its neighbours.
     grid = make_grid(x, nrow=columns, padding=_GAP, pad_value=_WHITE)
     # make_grid triples a gray channel: one is enough in the file.
-    pixels = grid[0] if x.shape[1] == 1 else grid.permute(1, 2, 0)
-    _write(np.ascontiguousarray(pixels.numpy()), path)
+    pixels = np.ascontiguousarray((grid[0] if x.shape[1] == 1 else grid.permute(1, 2, 0)).numpy())
+    _write(with_captions(pixels, captions), path)
+
+
+def with_captions(pixels: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:
+    """A picture (H, W) or (H, W, 3) with a text of one or more lines centred beneath each of its equally wide columns,
+    black on white, in Pillow's default font; the picture itself without captions."""
+    if not captions:
+        return pixels
+    strip = max(_text_box(caption)[3] for caption in captions) + 2 * _MARGIN
+    picture = Image.fromarray(pixels)
+    captioned = Image.new(picture.mode, (picture.width, picture.height + strip), "white")
+    captioned.paste(picture)
+    draw = ImageDraw.Draw(captioned)
+    for i, caption in enumerate(captions):
+        centre = (i + 0.5) * picture.width / len(captions)
+        corner = (centre - _text_box(caption)[2] / 2, picture.height + _MARGIN)
+        draw.multiline_text(corner, caption, fill="black", font=ImageFont.load_default(), align="center")
+    return np.asarray(captioned)
+
+
+def _text_box(text: str) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in pixels of a text drawn at (0, 0)."""
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    box = draw.multiline_textbbox((0, 0), text, font=ImageFont.load_default(), align="center")
+    left, top, right, bottom = (math.ceil(side) for side in box)
+    return left, top, right, bottom
 
 
 def save_points(points: Tensor, path: Path, *, modes: Tensor | None = None, side: int = 400) -> None:

@@ -1,14 +1,15 @@
-"""Samples into files: a grid, a folder of single PNGs, an .npz, a trajectory."""
+"""Samples into files: a grid, a folder of single PNGs, an .npz, a trajectory, columns of more and more steps."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,11 @@ from trilemma.data import pictures, to_uint8
 from trilemma.engine.generator import Generator
 from trilemma.errors import ConfigError, RunError
 from trilemma.files import write_atomically
+from trilemma.measure.speed import measure
+from trilemma.rows import significant
 from trilemma.types import DataSpec, Sampler
+
+TIMED_SECONDS, TIMED_REPEATS = 2.0, 5  # for the time beneath a column
 
 
 def check_out(out: Path, spec: DataSpec, *, trajectory: bool = False) -> None:
@@ -88,6 +93,50 @@ def save_walk(generator: Generator, first: int, last: int, out: Path, *, steps: 
     return _save_states(states[:, None], generator.spec, out)
 
 
+def save_steps(
+    generator: Generator,
+    seeds: Sequence[int],
+    samplers: Sequence[Sampler],
+    out: Path,
+    *,
+    batch_size: int = 100,
+    advance: Callable[[float], object] = lambda share: None,
+) -> Path:
+    """One row a sample, one column a number of steps, from the same seeds; beneath each column the median time an image
+    took, in batches of ``batch_size`` or of all. Points: one scatter plot a number of steps.
+
+    ``advance`` is told the share of the columns that are done.
+    """
+    check_out(out, generator.spec, trajectory=True)
+    fastest = min(samplers, key=lambda sampler: sampler.steps or 0)
+    generator.stored(seeds[:batch_size], fastest)  # the first run of a network takes longer than the others
+    columns: list[Tensor] = []
+    captions = []
+    for sampler in samplers:
+        x, seconds = _timed(generator, seeds, sampler, batch_size)
+        columns.append(x)
+        each = significant(1000 * seconds / len(seeds))
+        captions.append(f"{sampler.steps} step{'' if sampler.steps == 1 else 's'}\n{each} ms/image")
+        advance(len(columns) / len(samplers))
+    if generator.spec.kind == "points":
+        _save_panels(torch.stack(columns).flatten(2), out, captions)
+    else:
+        pictures.save_grid(torch.stack(columns, 1).flatten(0, 1), out, columns=len(columns), captions=captions)
+    return out
+
+
+def _timed(generator: Generator, seeds: Sequence[int], sampler: Sampler, batch_size: int) -> tuple[Tensor, float]:
+    """Stored samples, and the median of the seconds that making all of them took."""
+    made: list[Tensor] = []
+    timing = measure(
+        lambda: made.append(generator.stored(seeds, sampler, batch_size=batch_size)),
+        device=generator.method.device,
+        limit_seconds=TIMED_SECONDS,
+        max_repeats=TIMED_REPEATS,
+    )
+    return made[-1], timing.quantile(0.5)
+
+
 def _save_states(states: Tensor, spec: DataSpec, out: Path) -> Path:
     """States (K, N, C, H, W): a row of images each of the N, or for points a scatter plot each of the K."""
     if spec.kind == "points":
@@ -97,8 +146,8 @@ def _save_states(states: Tensor, spec: DataSpec, out: Path) -> Path:
     return out
 
 
-def _save_panels(states: Tensor, out: Path) -> None:
-    """Scatter plots (K, N, 2) from left to right, a thin line between them."""
+def _save_panels(states: Tensor, out: Path, captions: Sequence[str] = ()) -> None:
+    """Scatter plots (K, N, 2) from left to right, a thin line between them, captions beneath if there are any."""
     with tempfile.TemporaryDirectory() as folder:
         panels = []
         for index, points in enumerate(states):
@@ -106,5 +155,5 @@ def _save_panels(states: Tensor, out: Path) -> None:
             pictures.save_points(points, path)
             with Image.open(path) as panel:
                 panels.append(np.pad(np.asarray(panel), ((0, 0), (0, 2), (0, 0)), constant_values=200))
-    picture = Image.fromarray(np.concatenate(panels, axis=1)[:, :-2])
+    picture = Image.fromarray(pictures.with_captions(np.concatenate(panels, axis=1)[:, :-2], captions))
     write_atomically(out, lambda p: picture.save(p, format="PNG"))

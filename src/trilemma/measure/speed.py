@@ -11,8 +11,9 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trilemma import __version__
 from trilemma.errors import ConfigError
+from trilemma.measure.memory import PeakMemory
 
 Sample = Callable[[Sequence[int]], Any]
 
@@ -162,6 +164,51 @@ def speed_scores(
             **({"inner_solvers": _inner(sample, inner, device)} if inner else {}),
         },
     )
+
+
+@dataclass(frozen=True)
+class BatchSpeed:
+    """One batch size: seconds of each repeat, and the most memory in use (see ``PeakMemory``)."""
+
+    batch: int
+    timing: Timing
+    memory: PeakMemory
+
+    def images_per_second(self, q: float = 0.5) -> float:
+        """The quantile ``q`` over the repeats; 0.5 is the median."""
+        return self.batch / self.timing.quantile(1.0 - q)
+
+
+def sweep(
+    sample: Sample,
+    batches: Iterable[int],
+    *,
+    device: torch.device | str = "cpu",
+    warmup: Sample | None = None,
+    limit_seconds: float = LIMIT_SECONDS,
+    max_repeats: int = MAX_REPEATS,
+    advance: Callable[[int], object] = lambda batch: None,
+) -> list[BatchSpeed]:
+    """A sampler at each batch size once, the smallest first: memory kept from a large batch must not count for a small.
+
+    Args:
+        sample: makes one image for each of the seeds it is given.
+        batches: images made at a time.
+        warmup: run before the clock in place of ``sample``, for samplers of many steps.
+        limit_seconds, max_repeats: no further repeat is begun after so many seconds or repeats, at each size.
+        advance: told each batch size when it is done.
+    """
+    found = []
+    for batch in sorted(set(batches)):
+        seeds = range(batch)
+        (warmup or sample)(seeds)
+        with PeakMemory(device) as memory:
+            timing = measure(
+                partial(sample, seeds), device=device, limit_seconds=limit_seconds, max_repeats=max_repeats
+            )
+        found.append(BatchSpeed(batch, timing, memory))
+        advance(batch)
+    return found
 
 
 def _inner(

@@ -1,0 +1,91 @@
+"""The most memory in use while something runs, and what exactly that number is.
+
+On a GPU it is what torch allocated there. On a CPU it is the process's resident set at its highest: weights, libraries
+and Python included, so it says what a machine needs to have free. Linux can reset that mark; elsewhere only the highest
+of the whole process is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+GPU = "allocated by torch on the GPU"
+RESET = "resident set of the process, its highest while the batch was made"
+SO_FAR = "resident set of the process, its highest so far"
+UNKNOWN = "not known on this system"
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_MIB = 2.0**20
+
+
+class PeakMemory:
+    """``mib`` is the highest use inside a ``with`` block (None if unknown), ``before_mib`` the use at its start, and
+    ``kind`` says in words what was measured."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self.kind = GPU if self._device.type == "cuda" else UNKNOWN
+        self.mib: float | None = None
+        self.before_mib: float | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self.before_mib = torch.cuda.memory_allocated(self._device) / _MIB
+            return self
+        _give_back()
+        if _reset_high_water():
+            self.kind, self.before_mib = RESET, _high_water()
+        elif _highest_so_far() is not None:
+            self.kind, self.before_mib = SO_FAR, _highest_so_far()
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self.kind == GPU:
+            self.mib = torch.cuda.max_memory_allocated(self._device) / _MIB
+        elif self.kind == RESET:
+            self.mib = _high_water()
+        elif self.kind == SO_FAR:
+            self.mib = _highest_so_far()
+
+
+def _give_back() -> None:
+    """Freed memory that the C library keeps for later would count as in use."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_high_water() -> bool:
+    """Whether Linux has set the mark down to the present use."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return _high_water() is not None
+
+
+def _high_water() -> float | None:
+    """The mark in MiB."""
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
+def _highest_so_far() -> float | None:
+    """Of the whole process, in MiB; None on systems without ``resource``."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest / (_MIB if sys.platform == "darwin" else 1024)
