@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scipy import stats
 
 from tiny import tiny_data
 from trilemma.engine import evaluate as evaluation
 from trilemma.engine.evaluate import eval_path, evaluate, is_current
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError
+from trilemma.protocol import fingerprint
 from trilemma.types import Sampler
 
 Runs = Callable[[str], Path]
 SPEED = {"nfe", "seconds_per_image_batch_1", "images_per_second_batch_100"}
-FIDELITY = {"fid", "kid", "inception_score", "precision", "recall"}
-MODES = {"modes", "share_within_4_sigma"}
+UNSURE = {"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"}  # those with a jackknife
+FIDELITY = UNSURE | {"near_copies", "fid_infinity"}
+MODES = {"modes", "share_within_4_sigma", "kl"}
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +64,26 @@ def test_an_evaluation_holds_what_it_should(copied: Runs) -> None:
     assert protocol["parameters"] == sum(
         p.numel() for p in Run(folder).build_method().networks()["generator"].parameters()
     )
-    wanted = {"split", "repeats", "threads", "hardware", "versions", "seconds"}
+    wanted = {"split", "repeats", "threads", "hardware", "versions", "seconds", "size", "resize", "reference_seed"}
     assert wanted <= protocol.keys()
+    assert protocol["lossless"] is True and protocol["precision"] == "float32" and protocol["sampling_repeats"] == 1
+    assert protocol["fingerprint"] == fingerprint(protocol)
+    assert result["intervals"].keys() == UNSURE
+    for name, (low, high) in result["intervals"].items():
+        assert low < result["scores"][name] < high
+    assert protocol["copies"]["pixels"]["near_copies"] == result["scores"]["near_copies"]
+    assert "fid" in protocol["cautions"]  # 20 samples in 64 dimensions
+    assert protocol["command"] == f"trilemma evaluate {folder} --samples 20"
 
 
 @pytest.mark.parametrize("name", ["ddgan", "points"])
 def test_pictures_lie_beside_it(copied: Runs, name: str) -> None:
     folder = copied(name)
     evaluate(Run(folder), Sampler(), samples=12, data=None if name == "points" else small())
-    for picture in ("samples.png", "trajectory.png"):
+    for picture in ("samples.png", "trajectory.png", *(() if name == "points" else ("neighbours.png", "worst.png"))):
         with Image.open(folder / "eval" / "default" / picture) as opened:
             opened.load()
-            assert min(opened.size) >= 150
+            assert min(opened.size) >= (64 if picture == "worst.png" else 130)
 
 
 def test_another_sampler_has_a_file_of_its_own(copied: Runs) -> None:
@@ -115,6 +126,8 @@ def test_data_that_changed_since_is_refused(copied: Runs) -> None:
     [
         ("ddgan", {"samples": 9}, ConfigError, "--samples must be at least 10, not 9"),
         ("ddgan", {"seed": -1}, ConfigError, "seed must be"),
+        ("ddgan", {"repeats": 0}, ConfigError, "--repeats must be at least 1, not 0"),
+        ("ddgan", {"repeats": 2, "seed": 2**31 - 1}, ConfigError, "--repeats 2 from seed 2147483647 on goes beyond"),
         ("ddgan", {"sampler": Sampler(steps=2)}, ConfigError, "trained for 4 steps"),
         ("ddgan", {"data": "gaussians"}, ConfigError, "gaussians are points"),
         ("ddgan", {"data": "/nonexistent"}, DataError, "unknown data set|none at this one"),
@@ -145,3 +158,47 @@ def test_scores_are_current_until_the_run_is_trained_on(copied: Runs) -> None:
     assert not is_current(run, method, sampler)
     eval_path(run, method, sampler).write_text("{")
     assert not is_current(run, method, sampler)
+
+
+def test_repeats_are_the_mean_over_disjoint_seeds(copied: Runs) -> None:
+    run = Run(copied("ddgan"))
+    single = [evaluate(run, Sampler(), samples=12, seed=seed, data=small()) for seed in (3, 4, 5)]
+    told: list[tuple[str, int, int]] = []
+    result = evaluate(
+        run, Sampler(), samples=12, seed=3, repeats=3, data=small(), report=lambda *what: told.append(what)
+    )
+    scored = FIDELITY - {"fid_infinity"}  # which 12 samples are too few for
+    assert result["intervals"].keys() == scored  # the clock has quartiles of its own
+    for name in scored:
+        values = [one["scores"][name] for one in single]
+        mean = sum(values) / 3
+        assert result["scores"][name] == pytest.approx(mean, rel=1e-12)
+        half = stats.t.ppf(0.975, 2) * stats.sem(values)
+        assert result["intervals"][name] == pytest.approx([mean - half, mean + half], rel=1e-9, abs=1e-12)
+    assert len({one["scores"]["fid"] for one in single}) == 3
+    protocol = result["protocol"]
+    assert protocol["sampling_repeats"] == 3 and protocol["generated_samples"] == 12
+    assert protocol["seeds"] == "seeds 3 to 5, samples 0 to 11"
+    assert protocol["fingerprint"] == single[0]["protocol"]["fingerprint"]
+    assert told[-1] == ("seconds", 12, 12) and told[-2] == ("samples", 36, 36)
+    assert result == json.loads((run.folder / "eval.json").read_text())
+
+
+def test_repeats_of_points(copied: Runs) -> None:
+    result = evaluate(Run(copied("points")), Sampler(), samples=40, repeats=2)
+    assert result["intervals"].keys() == MODES
+    assert result["protocol"]["generated_samples"] == 40
+
+
+def test_the_fingerprint_is_of_the_protocol_not_of_the_run(copied: Runs) -> None:
+    """Another method, sampler or seed is what is compared; another count or reference is another protocol."""
+
+    def found(name: str, steps: int | None = None, **settings: Any) -> str:
+        settings = {"samples": 12, "data": small(), **settings}
+        result: str = evaluate(Run(folders[name]), Sampler(steps=steps), **settings)["protocol"]["fingerprint"]
+        return result
+
+    folders = {name: copied(name) for name in ("ddgan", "ddpm")}
+    usual = found("ddgan")
+    assert usual == found("ddpm", 5) == found("ddgan", seed=1)
+    assert len({usual, found("ddgan", samples=13), found("ddgan", data=small(90)), found("ddgan", data="digits")}) == 4

@@ -6,31 +6,43 @@ that a comparison needs nothing but run folders.
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trilemma.config import Training, require
+from trilemma.config import Training, require_all
 from trilemma.data import Dataset, load_data
 from trilemma.data.pictures import save_grid, save_points
+from trilemma.engine.evidence import save_evidence
 from trilemma.engine.generator import Generator, sample_seeds
+from trilemma.engine.judge import (
+    MIN_SAMPLES,
+    Evidence,
+    Judge,
+    Verdict,
+    check_reference,
+    make_judge,
+    reference_protocol,
+    verdict,
+)
 from trilemma.engine.outputs import save_trajectory
 from trilemma.engine.run import Run
 from trilemma.errors import DataError, RunError
 from trilemma.files import finite, read_json, write_json
-from trilemma.measure.features import default_extractor, extract, load_extractor
-from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
-from trilemma.measure.modes import mode_scores
+from trilemma.measure.digits_cnn import WEIGHTS, load_digits_cnn
+from trilemma.measure.path_length import digits_features, feature_path_length
 from trilemma.measure.speed import hardware, speed_scores, versions
 from trilemma.methods.base import Method
+from trilemma.protocol import fingerprint
 from trilemma.types import Sampler
 
-REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
-MIN_SAMPLES = 10  # fewer say nothing
+PATHS, FEWEST_PATHS = 1_000, 100  # of the path length
 GRID, ROWS, POINTS = 64, 6, 1_000  # images in the grid, rows in the trajectory; points in each panel of theirs
 Report = Callable[[str, int, int], None]
 
@@ -57,39 +69,41 @@ def evaluate(  # noqa: PLR0913
     *,
     samples: int | None = None,
     seed: int = 0,
+    repeats: int = 1,
     extractor_name: str | None = None,
     extractor_weights: Path | None = None,
     data: str | Dataset | None = None,
     data_root: Path | None = None,
+    cache: bool = True,
     report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Everything eval.json holds.
+
+    Args:
+        samples: in each set of samples.
+        repeats: sets of samples, from the seeds ``seed``, ``seed + 1``, ...; no two share a sample. The scores are
+            means over the sets, and from two sets on they have intervals.
+        cache: keep the reference's features for the next time, or take those that were kept.
 
     Raises:
         RunError, DataError, ExtractorError, ConfigError: in one line, before any sampling where it can be known.
     """
     started = time.perf_counter()
-    require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}")
-    require(samples is None or samples >= MIN_SAMPLES, f"--samples must be at least {MIN_SAMPLES}, not {samples}")
+    require_all(
+        (repeats >= 1, f"--repeats must be at least 1, not {repeats}"),
+        (0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}"),
+        (seed + repeats <= 2**31, f"--repeats {repeats} from seed {seed} on goes beyond the last seed 2147483647"),
+        (samples is None or samples >= MIN_SAMPLES, f"--samples must be at least {MIN_SAMPLES}, not {samples}"),
+    )
     generator = Generator.load(run.folder)
     method = generator.method
     method.describe(sampler)  # refuses what the method does not offer
     reference = _reference(run, generator, data, data_root)
     usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
     count = samples if samples is not None else min(usual, len(reference))
-    seeds = sample_seeds(seed, 0, count)
-
-    measure = _points if generator.spec.kind == "points" else _images
-    judge = measure(reference, extractor_name, extractor_weights)
-    done = 0
-
-    def advance(made: int) -> None:
-        nonlocal done
-        done += made
-        report("samples", done, count)
-
-    generated = generator.stored(seeds, sampler, advance=advance)
-    scores, protocol = judge(generated)
+    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache)
+    sets = [sample_seeds(seed + k, 0, count) for k in range(repeats)]
+    generated, found, evidence = _judge_sets(generator, sampler, sets, judge, report)
     report("seconds", count, count)
     speed = speed_scores(
         lambda batch: method.sample(batch, sampler),
@@ -97,27 +111,99 @@ def evaluate(  # noqa: PLR0913
         inner=method.inner_solvers(),
         warmup=lambda batch: method.sample(batch, method.preview()),
     )
-    _draw(generator, sampler, seed, generated, reference, run.folder / "eval" / method.tag(sampler))
+    pictures = run.folder / "eval" / method.tag(sampler)
+    _draw(generator, sampler, seed, generated, reference, pictures)
+    if evidence is not None:
+        save_evidence(generated, reference.x, evidence, pictures)
 
+    words = f"seed {seed}" if repeats == 1 else f"seeds {seed} to {seed + repeats - 1}"
     about = {
-        "data": reference.name,
-        "data_digest": reference.digest,
-        "split": reference.split,
-        **protocol,
+        **reference_protocol(reference),
+        **found.protocol,
         **speed.protocol,
-        "seeds": f"seed {seed}, samples 0 to {count - 1}",
+        "lossless": True,  # samples are judged as they were made, never written to a file before
+        "sampling_repeats": repeats,
+        "command": _command(run, sampler, samples, seed, repeats, extractor_name, data),
+        "seeds": f"{words}, samples 0 to {count - 1}",
+        **_sampling(run, method, sampler),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    result = {
+        "row": _row(method, sampler),
+        "scores": found.scores | _path_length(generator, sampler, found.protocol, sets[0]) | speed.scores,
+        "intervals": found.intervals,
+        "protocol": {**about, "fingerprint": fingerprint(about)},
+    }
+    write_json(eval_path(run, method, sampler), result)
+    written: dict[str, Any] = finite(result)
+    return written
+
+
+def _judge_sets(
+    generator: Generator, sampler: Sampler, sets: Sequence[Sequence[int]], judge: Judge, report: Report
+) -> tuple[Tensor, Verdict, Evidence | None]:
+    """The samples of the first set of seeds, the scores over all sets, and what lies behind those of the first.
+
+    The others are made one by one.
+    """
+    total, done = sum(map(len, sets)), 0
+
+    def advance(made: int) -> None:
+        nonlocal done
+        done += made
+        report("samples", done, total)
+
+    first = generator.stored(sets[0], sampler, advance=advance)
+    judgements = [judge(first)]
+    for seeds in sets[1:]:
+        found = judge(generator.stored(seeds, sampler, advance=advance))
+        judgements.append(replace(found, evidence=None))  # it may be large, and only the first set's is drawn
+    return first, verdict(judgements), judgements[0].evidence
+
+
+def _path_length(
+    generator: Generator, sampler: Sampler, protocol: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, float]:
+    """Path length of a method with a latent space, as the digits network sees it; the other judges round to bytes."""
+    method = generator.method
+    suits = method.has_latent and sampler == Sampler() and protocol.get("extractor") == "digits"
+    if not suits or len(seeds) < FEWEST_PATHS:
+        return {}
+    judge = digits_features(load_digits_cnn(WEIGHTS).to(method.device))
+    return {"path_length": feature_path_length(method.latent_path, judge, seeds[:PATHS])}
+
+
+def _command(  # noqa: PLR0917
+    run: Run,
+    sampler: Sampler,
+    samples: int | None,
+    seed: int,
+    repeats: int,
+    extractor: str | None,
+    data: str | Dataset | None,
+) -> str:
+    """What to type to score the run again in this way."""
+    parts = ["trilemma", "evaluate", str(run.folder)]
+    given = {"samples": samples, **asdict(sampler), "extractor": extractor}
+    given |= {"data": data if isinstance(data, str) else None}
+    given |= {"seed": seed or None, "repeats": repeats if repeats > 1 else None}
+    for name, value in given.items():
+        parts += [f"--{name}", str(value)] if value is not None else []
+    return shlex.join(parts)
+
+
+def _sampling(run: Run, method: Method, sampler: Sampler) -> dict[str, Any]:
+    """What made the samples, and on what."""
+    weights = [p for network in method.sampling_networks().values() for p in network.parameters()]
+    return {
         "steps": sampler.steps,
-        "parameters": sum(p.numel() for n in method.sampling_networks().values() for p in n.parameters()),
+        "precision": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
+        "parameters": sum(p.numel() for p in weights),
         **_trained(run),
         "threads": torch.get_num_threads(),
         "hardware": hardware(),
         "versions": versions(),
-        "seconds": round(time.perf_counter() - started, 1),
     }
-    result = {"row": _row(method, sampler), "scores": scores | speed.scores, "protocol": about}
-    write_json(eval_path(run, method, sampler), result)
-    written: dict[str, Any] = finite(result)
-    return written
 
 
 def _row(method: Method, sampler: Sampler) -> dict[str, str]:
@@ -150,8 +236,7 @@ def _reference(run: Run, generator: Generator, data: str | Dataset | None, root:
             )
     if reference.spec.shape != generator.spec.shape:
         raise DataError(f"{reference.name} has shape {reference.spec.shape}, the run makes {generator.spec.shape}")
-    if len(reference) < MIN_SAMPLES:
-        raise DataError(f"{reference.name} has {len(reference)} samples, but scores need {MIN_SAMPLES}: use more data")
+    check_reference(reference)
     return reference
 
 
@@ -167,32 +252,6 @@ def _draw(  # noqa: PLR0917
     rest = [generator.stored(missing, sampler)] if missing else []
     save_grid(torch.cat([generated[:GRID], *rest]), folder / "samples.png", columns=8)
     save_trajectory(generator, sample_seeds(seed, 0, ROWS), sampler, folder / "trajectory.png")
-
-
-def _images(
-    data: Dataset, name: str | None, weights: Path | None
-) -> Callable[[Tensor], tuple[dict[str, float], dict[str, Any]]]:
-    extractor = load_extractor(name or default_extractor(data.name, data.spec), weights)
-    reference = data.x
-    if len(reference) > REFERENCE_SAMPLES:
-        chosen = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))[:REFERENCE_SAMPLES]
-        reference = reference[chosen]
-
-    def judge(generated: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
-        seen, truth = extract(generated, extractor), extract(reference, extractor)
-        return fidelity_from_features(seen, truth), fidelity_protocol(seen, truth)
-
-    return judge
-
-
-def _points(
-    data: Dataset, name: str | None, weights: Path | None
-) -> Callable[[Tensor], tuple[dict[str, float], dict[str, Any]]]:
-    require(name is None and weights is None, "points are scored by their modes: leave out --extractor")
-    if data.modes is None or data.sigma is None:
-        raise DataError(f"{data.name} has no known modes to score points by")
-    modes, sigma = data.modes, data.sigma
-    return lambda generated: (mode_scores(generated.flatten(1), modes, sigma), {"generated_samples": len(generated)})
 
 
 def _trained(run: Run) -> dict[str, Any]:

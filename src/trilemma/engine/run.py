@@ -23,6 +23,8 @@ from trilemma.methods import method_class
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec
 
+IMAGES = "images"  # the kind of a folder with scores of images that no run made
+
 
 class Run:
     """Paths and files of one run folder."""
@@ -54,6 +56,8 @@ class Run:
     def config(self) -> dict[str, Any]:
         """config.json."""
         config: dict[str, Any] = read_json(self.config_path)
+        if isinstance(config, dict) and config.get("kind") == IMAGES:
+            raise RunError(f"{self.folder} holds scores of images that no run made, and no weights: give a trained run")
         wanted = {"method": str, "options": dict, "data": dict}
         wrong = [
             key for key, kind in wanted.items() if not isinstance(config, dict) or type(config.get(key)) is not kind

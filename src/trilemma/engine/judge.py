@@ -1,0 +1,163 @@
+"""What judges samples: the scores of images against a reference, or the modes of points.
+
+A judge is made once for a reference and takes any samples of its shape, whether a run or another program made them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trilemma.config import require
+from trilemma.data import Dataset
+from trilemma.data.known import default_root
+from trilemma.errors import DataError
+from trilemma.measure.cache import cached_features
+from trilemma.measure.features import STACKED_DATA, FeatureSet, default_extractor, extract, load_extractor
+from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
+from trilemma.measure.memorisation import Audit, audit
+from trilemma.measure.modes import mode_scores
+from trilemma.measure.neighbours import COVERAGE_NEIGHBOURS, density_coverage
+from trilemma.measure.stacked import stacked_scores
+from trilemma.measure.uncertainty import fid_infinity, reliability, score_intervals
+
+REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
+REFERENCE_SEED = 0
+MIN_SAMPLES = 10  # fewer say nothing
+FEWEST_FOR_A_LINE = 20  # samples, to draw FID against their number
+RESIZE = "Lanczos, shorter side, centre cropped"  # where the reference had another size; see `data.decode`
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What lies behind the scores of images: features of both sets, and the nearest real image of each sample."""
+
+    features: tuple[FeatureSet, FeatureSet]
+    pixels: Audit  # among all images of the reference, by pixels
+    seen: Audit  # among ``shown``, by features
+    shown: Tensor  # the images of the reference whose features are compared, uint8 (M, C, H, W)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of one set of samples and how they were made; of images with what lies behind them."""
+
+    scores: dict[str, float | None]  # None: not for this extractor
+    protocol: dict[str, Any]
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What eval.json says: scores, the 95 % intervals (low, high) of those that have one, and how they were made."""
+
+    scores: dict[str, float | None]
+    intervals: dict[str, list[float]]
+    protocol: dict[str, Any]
+
+
+Judge = Callable[[Tensor], Judgement]
+
+
+def make_judge(data: Dataset, extractor: str | None, weights: Path | None, *, cache: bool = True) -> Judge:
+    """The judge of samples against ``data``: images by an extractor (default: the data's), points by their modes.
+
+    Args:
+        cache: keep the reference's features in the user's cache folder, or take them from there.
+
+    Raises:
+        ConfigError, DataError, ExtractorError: what cannot be judged, before any sample is made.
+    """
+    return _points(data, extractor, weights) if data.spec.kind == "points" else _images(data, extractor, weights, cache)
+
+
+def check_reference(data: Dataset) -> None:
+    """Refuse a reference that is too small to say anything. Raises DataError."""
+    if len(data) < MIN_SAMPLES:
+        raise DataError(f"{data.name} has {len(data)} samples, but scores need {MIN_SAMPLES}: use more data")
+
+
+def reference_protocol(data: Dataset) -> dict[str, Any]:
+    """What the samples are compared with."""
+    about = {"data": data.name, "data_digest": data.digest, "split": data.split}
+    if data.spec.kind == "points":
+        return about
+    return about | {
+        "size": f"{data.spec.width}x{data.spec.height}",
+        "channels": data.spec.channels,
+        "resize": RESIZE,
+        "reference_seed": REFERENCE_SEED,
+    }
+
+
+def verdict(judgements: Sequence[Judgement]) -> Verdict:
+    """The mean scores over sets of samples with Student's intervals; of a single set of images, a jackknife's."""
+    first = judgements[0]
+    if len(judgements) == 1:
+        given = {name: score for name, score in first.scores.items() if score is not None}
+        between = score_intervals(*first.evidence.features, given) if first.evidence is not None else {}
+        return Verdict(first.scores, {name: list(interval) for name, interval in between.items()}, first.protocol)
+    found = {name: [judgement.scores[name] for judgement in judgements] for name in first.scores}
+    values = {name: [value for value in each if value is not None] for name, each in found.items()}
+    known = {name: each for name, each in values.items() if len(each) == len(judgements)}
+    means = {name: float(np.mean(each)) for name, each in known.items()}
+    intervals = {name: mean_interval(each) for name, each in known.items()}
+    return Verdict({name: means.get(name) for name in found}, intervals, first.protocol)
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """Student's 95 % interval [low, high] of the mean of n values, mean -+ t s / sqrt(n); n must be at least 2."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # here: only repeats need it
+
+    n = len(values)
+    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return [float(np.mean(values)) - half, float(np.mean(values)) + half]
+
+
+def _images(data: Dataset, name: str | None, weights: Path | None, cache: bool) -> Judge:
+    extractor = load_extractor(name or default_extractor(data.name, data.spec), weights, spec=data.spec)
+    reference = data.x
+    if len(reference) > REFERENCE_SAMPLES:
+        order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(REFERENCE_SEED))
+        reference = reference[order[:REFERENCE_SAMPLES]]
+    truth = cached_features(reference, extractor, default_root() / "features" if cache else None)
+
+    digits = load_extractor("digits") if data.name == STACKED_DATA else None
+
+    def judge(generated: Tensor) -> Judgement:
+        seen = extract(generated, extractor)
+        evidence = Evidence((seen, truth), audit(generated, data.x), audit(seen.features, truth.features), reference)
+        scores: dict[str, float | None] = {
+            **fidelity_from_features(seen, truth),
+            **density_coverage(seen.features, truth.features),
+        }
+        if len(seen) >= FEWEST_FOR_A_LINE:
+            scores["fid_infinity"] = fid_infinity(seen, truth)
+        scores["near_copies"] = evidence.pixels.scores["near_copies"]
+        if digits is not None:
+            scores |= stacked_scores(generated, digits)
+        protocol = fidelity_protocol(seen, truth) | {
+            "coverage_neighbours": COVERAGE_NEIGHBOURS,
+            "copies": {"pixels": evidence.pixels.scores, "features": evidence.seen.scores},
+            "cautions": reliability(len(seen), len(truth), seen.features.shape[1]),
+        }
+        return Judgement(scores, protocol, evidence)
+
+    return judge
+
+
+def _points(data: Dataset, name: str | None, weights: Path | None) -> Judge:
+    require(name is None and weights is None, "points are scored by their modes: leave out --extractor")
+    if data.modes is None or data.sigma is None:
+        raise DataError(f"{data.name} has no known modes to score points by")
+    modes, sigma = data.modes, data.sigma
+    return lambda generated: Judgement(
+        {**mode_scores(generated.flatten(1), modes, sigma)}, {"generated_samples": len(generated)}
+    )
