@@ -150,6 +150,7 @@ class Training:
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast
     snapshots: int = 10  # sample grids (and quick scores) over the budget
     probe_samples: int = 0  # samples for a quick FID at each snapshot; 0: none
+    watch_samples: int = 500  # samples compared with the training images at each snapshot, to warn in time; 0: none
     score_samples: int = 2_000  # samples evaluated, unless told otherwise: a thousand steps each take a CPU long
     checkpoint_minutes: float = 5.0  # full state for resuming, at least this often
     keep_checkpoints: int = 2  # how many full states stay on disk
@@ -163,6 +164,7 @@ class Training:
             (self.ema_share >= 0.0, f"ema_share must not be negative, not {self.ema_share}"),
             (self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}"),
             (self.probe_samples >= 0, f"probe_samples must not be negative, not {self.probe_samples}"),
+            (self.watch_samples >= 0, f"watch_samples must not be negative, not {self.watch_samples}"),
             (self.score_samples >= 10, f"score_samples must be at least 10, not {self.score_samples}"),
             (self.checkpoint_minutes >= 0, f"checkpoint_minutes must not be negative, not {self.checkpoint_minutes}"),
             (self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}"),

@@ -57,6 +57,27 @@ def test_snapshots_can_be_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_what_the_watch_sees_is_logged_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "WATCH_SHARE", 1e6)
+    monkeypatch.setattr(loop, "LEAST_WATCHED", 20)
+    said: list[str] = []
+    # After a few steps the samples are still all alike.
+    plan = tiny_plan(images=32, watch_samples=50, snapshots=4)
+    train(plan, tmp_path / "run", report=lambda progress: said.extend(progress.warnings))
+    looks = [record for record in log(tmp_path / "run") if "watch" in record]
+    assert len(looks) == 4
+    assert all(record["watch"].keys() == {"coverage", "repeats", "copies"} for record in looks)
+    assert looks[0]["watch"]["repeats"] > 0.5
+    assert len(said) == 1 and "repeat another one" in said[0]
+    assert [record.get("warnings", []) for record in looks] == [said, [], [], []]
+
+
+def test_the_watch_takes_no_more_time_than_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "WATCH_SHARE", 1e-9)
+    train(tiny_plan(images=32, watch_samples=500, snapshots=4), tmp_path / "run")
+    assert not [record for record in log(tmp_path / "run") if "watch" in record]
+
+
 def test_snapshots_do_not_change_the_training(tmp_path: Path) -> None:
     for count in (0, 4):
         train(quick_plan(snapshots=count), tmp_path / str(count))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,11 +34,14 @@ from trilemma.engine.checkpoint import (
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, NonFiniteError, RunError, nearest
+from trilemma.measure.watch import Watch, alarms
 from trilemma.methods.base import Method, Tools
 from trilemma.types import Batch
 
 GRID_SEEDS = sample_seeds(0, 0, 64)  # the same at every snapshot: one sees it learn
 LOG_SECONDS = 2.0
+WATCH_SHARE = 0.02  # of the training time between two snapshots may go into the watch's samples
+LEAST_WATCHED = 100  # samples; with fewer, shares of a hundredth mean nothing
 Probe = Callable[[Generator], Mapping[str, float]]
 Report = Callable[["Progress"], None]
 
@@ -52,6 +56,7 @@ class Progress:
     fraction: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # of the last snapshot
 
 
 def make_accelerator(run: Run, precision: str, tracker: str | None) -> Accelerator:
@@ -89,10 +94,12 @@ class Trainer:
         *,
         accelerator: Accelerator,
         probe: Probe | None = None,
+        watch: Watch | None = None,
         report: Report = lambda progress: None,
     ) -> None:
         self.run, self.data, self.training, self.budget, self.seed = run, data, training, budget, seed
-        self.probe, self.report, self.accelerator = probe, report, accelerator
+        self.probe, self.watch, self.report, self.accelerator = probe, watch, report, accelerator
+        self._looks: list[dict[str, Any]] = []  # what the watch saw
         if accelerator.log_with:
             accelerator.init_trackers("trilemma")
         torch.manual_seed(seed + accelerator.process_index)
@@ -225,7 +232,7 @@ class Trainer:
             if progress.seconds - self._saved_at >= 60.0 * self.training.checkpoint_minutes:
                 self.save()
 
-    def _log(self, scores: Mapping[str, float]) -> None:
+    def _log(self, scores: Mapping[str, Any]) -> None:
         progress = self.progress
         if not self.accelerator.is_main_process or (progress.step == self._logged_step and not scores):
             return
@@ -238,7 +245,8 @@ class Trainer:
             record["gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         record |= dict(scores)
         self.run.log(record)
-        self.accelerator.log(progress.losses | dict(scores), step=progress.step)
+        numbers = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+        self.accelerator.log(progress.losses | numbers | scores.get("watch", {}), step=progress.step)
 
     def _snapshot(self) -> None:
         """A grid of fixed seeds and, if asked for, a quick score; the clock stands still."""
@@ -247,15 +255,34 @@ class Trainer:
             return
         state = random_state()
         self.generator.method.eval()
+        started = time.perf_counter()
         samples = self.generator.stored(GRID_SEEDS, self.method.preview())
+        seconds_an_image = (time.perf_counter() - started) / len(GRID_SEEDS)
         name = f"{self.progress.images // 1000:06d}k.png"
         save_grid(samples, self.run.folder / "samples" / name, columns=8)
-        if self.probe is not None and self.progress.step > 0:
-            self.progress.scores = dict(self.probe(self.generator))
-            self._log(self.progress.scores)
-            self.report(self.progress)
+        if self.progress.step > 0:
+            self.progress.scores = dict(self.probe(self.generator)) if self.probe is not None else {}
+            found = self._look(seconds_an_image)
+            if self.progress.scores or found:
+                self._log(self.progress.scores | found)
+                self.report(self.progress)
+            self.progress.warnings = []
         self.method.train()
         set_random_state(state)
+
+    def _look(self, seconds_an_image: float) -> dict[str, Any]:
+        """What the watch sees and has to say, for the log; nothing where its samples would take too long."""
+        if self.watch is None:
+            return {}
+        pause = self.clock.seconds / self.progress.fraction / self.training.snapshots
+        n = min(self.training.watch_samples, len(self.data), int(WATCH_SHARE * pause / seconds_an_image))
+        if n < LEAST_WATCHED:
+            return {}
+        seen = self.watch.look(self.generator.stored(sample_seeds(2, 0, n), self.method.preview()))
+        self._looks.append({**seen, "images": self.progress.images, "fraction": self.progress.fraction})
+        self.progress.warnings = alarms(self._looks)
+        told = {"warnings": self.progress.warnings} if self.progress.warnings else {}
+        return {"watch": {name: round(value, 4) for name, value in seen.items()}, **told}
 
     def _finish(self) -> None:
         self.progress.fraction = 1.0
@@ -324,6 +351,10 @@ class Trainer:
         else:  # the state is the main process's: the others start new noise
             torch.manual_seed(self.seed + self.accelerator.process_index + 1_000_003 * self.progress.step)
         self._trim_log(self.progress.step)
+        for record in self.run.read_log():
+            if "watch" in record:
+                images, fraction = record["images"], self.budget.fraction(record["images"], record["seconds"])
+                self._looks.append({**record["watch"], "images": images, "fraction": fraction})
 
     def _trim_log(self, step: int) -> None:
         if self.accelerator.is_main_process:

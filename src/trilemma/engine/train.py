@@ -12,15 +12,17 @@ from accelerate.utils import broadcast_object_list  # type: ignore[import-untype
 
 from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain
 from trilemma.data import Dataset, catalogue, load_data
+from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
 from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
-from trilemma.engine.loop import Probe, Progress, Trainer, make_accelerator
+from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer, make_accelerator
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import FeatureSet, default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fid_only
 from trilemma.measure.modes import mode_scores
 from trilemma.measure.speed import hardware, versions
+from trilemma.measure.watch import Watch
 from trilemma.methods import method_class
 
 _SHAPING = ("batch_size", "ema_decay", "ema_share", "precision")  # training settings that decide the weights
@@ -125,6 +127,7 @@ def train(
         plan.seed,
         accelerator=accelerator,
         probe=probe,
+        watch=_watch(plan) if accelerator.is_main_process else None,
         report=report,
     )
     if resuming:
@@ -194,9 +197,18 @@ def _config(plan: Plan, title: str) -> dict[str, Any]:
         "options": plain(plan.options),
         "training": plain(training),
         "seed": plan.seed,
+        "command": training_command(plan),
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def _watch(plan: Plan) -> Watch | None:
+    """For images, where there are enough of them to tell kinds apart."""
+    wanted = plan.training.watch_samples > 0 and plan.training.snapshots > 0
+    return (
+        Watch(plan.data.x) if wanted and plan.data.spec.kind == "images" and len(plan.data) >= LEAST_WATCHED else None
+    )
 
 
 def _probe(plan: Plan) -> Probe:

@@ -1,0 +1,97 @@
+"""Alarms while a model trains: coverage falls, samples repeat each other, training images are copied.
+
+Cheap on purpose: neighbours are looked for among thumbnails, images averaged to at most 8 x 8 pixels, so no network
+is needed. With S the n samples of a look, X all N training images and X_n a fixed n of them,
+
+    coverage   share of X_n whose ball up to its 5th nearest neighbour in X_n holds a sample     (Naeem et al. 2020)
+    repeats    share of S nearer to another sample than all but 1 % of X_n are to another of X_n
+    copies     share of S nearer to an image of X than all but 1 % of X_n are to another of X
+
+Samples drawn like the data would have coverage 1 - 2^-5, and 0.01 of the other two, for any data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trilemma.measure.neighbours import density_coverage, kth_distances, nearest
+
+SIDE = 8  # pixels of a thumbnail
+USUAL = 0.01  # of repeats and copies
+ALARM = 0.1  # ten times what is usual
+FALL = 0.6  # of the best coverage so far
+LEAST = 0.2  # coverage that has to be reached before it can fall
+SETTLED = 0.2  # of the budget: before, samples are all alike and mean nothing
+
+
+def thumbnails(x: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 (N, d) in [0, 255]: block means of at most 8 x 8 pixels."""
+    if max(x.shape[2:]) <= SIDE:
+        return x.flatten(1).float()
+    # 64 MiB of floats at a time at most, whatever the images' size.
+    parts = torch.split(x, max(1, 2**24 // x[0].numel()))
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), SIDE).flatten(1) for part in parts])
+
+
+class Watch:
+    """Compares samples with the training images ``x``, uint8 (N, C, H, W), N at least 20."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = thumbnails(x)
+        # A fixed order of its own: the training's random state stays as it is.
+        self._chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+
+    def look(self, samples: Tensor) -> dict[str, float]:
+        """``coverage``, ``repeats`` and ``copies`` of uint8 samples (n, C, H, W), n from 10 to N."""
+        s, own = thumbnails(samples), self._chosen[: len(samples)]
+        real = self._x[own]
+        among_real = torch.quantile(kth_distances(real, 1), USUAL)
+        to_training = torch.quantile(nearest(real, self._x, own=own)[0], USUAL)
+        return {
+            "coverage": density_coverage(s, real)["coverage"],
+            "repeats": _share(kth_distances(s, 1) < among_real),
+            "copies": _share(nearest(s, self._x)[0] < to_training),
+        }
+
+
+def _share(found: Tensor) -> float:
+    return found.double().mean().item()
+
+
+def alarms(looks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the last look gives reason to say, in words. Each has ``coverage``, ``repeats``, ``copies``, ``images`` and
+    ``fraction``, the share of the budget spent.
+
+    An alarm that the look before gave as well is not repeated.
+    """
+    now = _raised(looks)
+    before = _raised(looks[:-1])
+    return [words for kind, words in now.items() if kind not in before]
+
+
+def _raised(looks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    if not looks or looks[-1]["fraction"] < SETTLED:
+        return {}
+    last, found = looks[-1], {}
+    best = max(looks, key=lambda look: float(look["coverage"]))
+    if best["coverage"] >= LEAST and last["coverage"] < FALL * best["coverage"]:
+        found["coverage"] = (
+            f"coverage fell to {last['coverage']:.2f} from {best['coverage']:.2f} at {best['images']:,} images: "
+            "kinds of images are being left out; an earlier sample grid may show a better model"
+        )
+    if last["repeats"] > ALARM:
+        found["repeats"] = (
+            f"{last['repeats']:.0%} of the samples repeat another one ({USUAL:.0%} is usual): "
+            "the generator collapses; try a lower learning rate or a stronger penalty (r1_gamma)"
+        )
+    if last["copies"] > ALARM:
+        found["copies"] = (
+            f"{last['copies']:.0%} of the samples are nearly a training image ({USUAL:.0%} is usual): "
+            "the set may be too small for this model; stop earlier, use more images or augmentation"
+        )
+    return found
