@@ -91,14 +91,19 @@ def table(cls: type[Any]) -> list[str]:
 def options_tables(method: str) -> str:
     """All settings of a method, a table for each section of its recipe."""
     cls = method_class(method).Options
-    blocks = ["`[options]`:", "\n".join(table(cls))]
+    return "\n\n".join(["`[options]`:", "\n".join(table(cls)), *_sections(cls, "options")])
+
+
+def _sections(cls: type[Any], path: str) -> Iterator[str]:
+    """The tables of the settings dataclasses inside ``cls``, each with its heading."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            summary = (inspect.getdoc(hint) or "").split("\n")[0]
-            blocks += [f"`[options.{field.name}]`: {summary}", "\n".join(table(typing.cast(type[Any], hint)))]
-    return "\n\n".join(blocks)
+            inner, name = typing.cast(type[Any], hint), f"{path}.{field.name}"
+            yield f"`[{name}]`: {(inspect.getdoc(hint) or '').split(chr(10))[0]}"
+            yield "\n".join(table(inner))
+            yield from _sections(inner, name)
 
 
 def recipes_table() -> str:

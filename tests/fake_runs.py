@@ -99,7 +99,7 @@ def evaluation(
     pictures: bool = True,
     seed: int = 0,
 ) -> Path:
-    """eval.json or eval-TAG.json with its two pictures; the mappings go over the usual values."""
+    """eval.json or eval-TAG.json with its pictures; the mappings go over the usual values."""
     about = {"title": "DDGAN, T = 4", "method": "ddgan", "family": "denoising GAN", "paper": "Xiao et al. 2022"}
     content = {
         "row": {**about, "sampler": "4 steps", "tag": tag, **(row or {})},
@@ -111,6 +111,8 @@ def evaluation(
     if pictures:
         png(run / "eval" / tag / "samples.png", 8, 8, 28, seed)
         png(run / "eval" / tag / "trajectory.png", min(content["protocol"]["steps"], 10) + 1, 6, 28, seed + 1)
+        png(run / "eval" / tag / "neighbours.png", 8, 4, 28, seed + 2)
+        png(run / "eval" / tag / "worst.png", 8, 2, 28, seed + 3)
     return path
 
 
@@ -186,7 +188,12 @@ def point_runs(folder: Path) -> list[Path]:
         ]
     ):
         run = run_folder(folder / f"{method}-points", title=title, method=method, kind="points", seed=k)
-        path = evaluation(run, row={"title": title, "method": method}, protocol={"data": "gaussians"}, seed=k)
+        path = evaluation(
+            run,
+            row={"title": title, "method": method},
+            protocol={"data": "gaussians", "data_digest": "25" * 32},
+            seed=k,
+        )
         content = json.loads(path.read_text(encoding="utf-8"))
         content["scores"] = {**POINT_SCORES, **scores}
         path.write_text(json.dumps(content), encoding="utf-8")

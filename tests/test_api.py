@@ -44,7 +44,7 @@ def _shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_public_names() -> None:
-    assert {"train", "load", "evaluate", "compare", "race", "convert"} == set(trilemma.__all__)
+    assert {"train", "load", "evaluate", "compare", "race", "bench", "convert"} == set(trilemma.__all__)
     for name in trilemma.__all__:
         assert getattr(trilemma, name) is getattr(api, name)
         assert getattr(trilemma, name).__doc__
@@ -143,7 +143,7 @@ def test_only_what_is_missing_is_done_again(finished: Path) -> None:
     (folder / "ddpm" / "eval-ddim50.json").unlink()
     trilemma.race("digits", out=folder, samples=12, resume=True)
     changed = {name for name, when in times(folder).items() if when != before[name]}
-    pictures = {f"ddpm/eval/ddim50/{name}.png" for name in ("samples", "trajectory")}
+    pictures = {f"ddpm/eval/ddim50/{name}.png" for name in ("samples", "trajectory", "neighbours", "worst")}
     assert changed == {"ddpm/eval-ddim50.json", *pictures}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ import trilemma
 from trilemma import cli, commands
 from trilemma.cli import main
 from trilemma.config import load_recipe
+from trilemma.engine import bench as benchmark
+from trilemma.measure.roofline import Roofline
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 TINY = (
@@ -71,7 +74,10 @@ def bad(capsys: Capture, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("frobnicate", "unknown command 'frobnicate': known: compare, convert, evaluate, list, race, sample, train"),
+        (
+            "frobnicate",
+            "unknown command 'frobnicate': known: bench, compare, convert, evaluate, extractor, list, race",
+        ),
         ("trian ddgan", "unknown command 'trian': did you mean 'train'?"),
         ("train", "train: a method is missing"),
         ("train ddgan", "train: --data is missing: for example trilemma train ddgan --data digits"),
@@ -122,18 +128,41 @@ def bad(capsys: Capture, *arguments: str) -> str:
         ("sample . --seed -3", "--seed must be from 0 to 2147483647, not -3"),
         ("sample . --batch-size 0", "--batch-size must be at least 1, not 0"),
         ("sample . --variance huge", "Expected one of 'fixed_large', 'fixed_small'"),
+        ("sample . --steps four", "--steps takes whole numbers, for example 4 or 1,2,4,8, not 'four'"),
+        ("sample . --steps 1,,4", "--steps takes whole numbers, for example 4 or 1,2,4,8, not '1,,4'"),
+        ("sample . --steps 1,4 --u 0,1", "--u and --steps are different pictures: choose one"),
         ("sample . -q", "sample: Unrecognized options: -q"),
         ("sample .", ". is not a run: it has no config.json"),
         ("evaluate nothing", "no run nothing"),
         ("evaluate .", ". is not a run"),
         ("evaluate . --seed -1", "--seed must be from 0"),
         ("evaluate . --samples few", "evaluate: --samples must be a whole number, not 'few'"),
-        ("evaluate . --extractor vgg", "Expected one of 'digits', 'inception'"),
+        ("evaluate . --repeats many", "evaluate: --repeats must be a whole number, not 'many'"),
+        ("evaluate nothing --data digits", "no run nothing"),
         ("compare", "nothing to compare"),
         ("compare nothing", "nothing does not exist"),
+        ("bench", "nothing to measure: give at least one run folder"),
+        ("bench nothing", "no run nothing"),
+        ("bench .", ". is not a run"),
+        ("bench . --batches 0", "batches must be at least 1, not 0"),
+        ("bench . --batches 4,x", "--batches takes whole numbers, for example 1,16,100, not '4,x'"),
+        ("bench . --threads 0", "threads must be at least 1, not 0"),
+        ("bench . --threads all", "bench: --threads must be a whole number, not 'all'"),
+        ("bench . --repeats 0", "repeats must be at least 1, not 0"),
+        ("bench . --seconds -1", "seconds must not be negative, not -1"),
         ("convert a.pth run", "convert: missing --config PATH"),
         ("convert a.pth run --config c.json", "cannot read c.json: No such file or directory"),
         ("convert a.pth run --config c.json --as ddpm", "--as ddpm: only ddgan checkpoints"),
+        ("extractor", "extractor: missing"),
+        ("extractor trian digits", "extractor: invalid choice 'trian'"),
+        ("extractor train nothing", "unknown data set 'nothing'"),
+        ("extractor train gaussians", "points have no feature extractor"),
+        ("extractor train digits --seed -1", "--seed must be from 0 to 2147483647, not -1"),
+        ("extractor train digits --minutes 1 --images 5", "give either --minutes or --images, not both"),
+        ("extractor train digits --images 0", "--images must be positive, not 0"),
+        ("extractor train digits --width 0", "--width must be from 1 to 512, not 0"),
+        ("extractor train digits --size 4", "images of 4 x 4 pixels are too small"),
+        ("extractor train digits --out a.pt", "--out a.pt: give a file that ends in .safetensors"),
         ("race", "race: missing STR"),
         ("race nothing", "unknown data set 'nothing'"),
         ("race digits --methods ddpm,gan", "unknown method 'gan'"),
@@ -203,6 +232,10 @@ def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) 
         ("sample RUN --out steps.npz --trajectory", "a trajectory is a picture"),
         ("sample RUN --out file/grid.png", "cannot write file/grid.png"),
         ("sample RUN --steps 7", "trained for 4 steps, not 7"),
+        ("sample RUN --steps 2,4", "trained for 4 steps, not 2"),
+        ("sample RUN --steps 4,4 --trajectory", "--trajectory and --steps are different pictures: choose one"),
+        ("sample RUN --steps 4,4 --out grid.npz", "a trajectory is a picture"),
+        ("bench RUN --steps 4,7", "trained for 4 steps, not 7"),
         ("sample RUN --eta 0.5", "no sampler setting eta"),
         ("sample RUN --truncation 0.5", "no sampler setting truncation"),
         ("sample RUN --label 3", "no sampler setting label"),
@@ -216,7 +249,16 @@ def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) 
         ("evaluate RUN --samples 3", "--samples must be at least 10, not 3"),
         ("evaluate RUN --steps 7", "trained for 4 steps, not 7"),
         ("evaluate RUN --data gaussians", "gaussians are points"),
+        ("evaluate RUN --repeats 0", "--repeats must be at least 1, not 0"),
+        ("evaluate RUN --name mine --size 8", "--name, --size: only for images of another program"),
+        ("evaluate file", "--data is missing: name the reference that the images in file are compared with"),
+        ("evaluate file --data digits", "file is neither a folder nor a zip"),
+        ("evaluate file --data digits --steps 4", "--steps: file holds images, which are scored as they are"),
+        ("evaluate file --data digits --repeats 2", "--repeats: file holds images"),
         ("evaluate RUN --extractor inception --extractor-weights none.pth", "none.pth"),
+        ("evaluate RUN --extractor vgg", "unknown extractor 'vgg'"),
+        ("evaluate RUN --extractor clip --extractor-weights none.pt", "none.pt"),
+        ("evaluate RUN --extractor none.safetensors", "no extractor file none.safetensors"),
         ("compare RUN", "has not been evaluated"),
         ("train ddgan --data digits --out RUN", "holds a run already: go on with --resume or choose another folder"),
         ("train ddgan --data digits --out RUN --resume", "was trained with another options"),
@@ -251,6 +293,69 @@ def test_a_run_from_training_to_comparison(here: Path, capsys: Capture) -> None:
     assert (here / "page.html").read_text().startswith("<!doctype html>") or (here / "page.html").stat().st_size > 1000
     table = good(capsys, *words("evaluate a --samples 12"))
     assert "fid" in table and "nfe" in table
+
+
+def test_images_of_another_program_beside_the_run_that_made_them(run: Path, here: Path, capsys: Capture) -> None:
+    """The same images have the same scores, whether the run makes them or they come in a file."""
+    shutil.copytree(run, here / "mine")
+    good(capsys, *words("sample mine --n 12 --out theirs.npz"))
+    own = json.loads(good(capsys, *words("evaluate mine --samples 12 --json")))
+    result = json.loads(good(capsys, *words("evaluate theirs.npz --data digits --json")))
+    theirs = {name: value for name, value in result["scores"].items() if value is not None}
+    assert {"fid", "recall", "coverage", "near_copies"} <= theirs.keys()
+    assert theirs == {name: value for name, value in own["scores"].items() if name in theirs}
+    assert own["intervals"] == result["intervals"]
+    assert own["protocol"]["fingerprint"] == result["protocol"]["fingerprint"]
+    main(words("evaluate theirs.npz --data digits --name Theirs --out runs/second --no-cache"))
+    out, err = capsys.readouterr()
+    assert "scores: runs/second\n" in out and "—" in out
+    assert "scored all 12 images" in err
+    table = good(capsys, *words("compare mine runs/theirs runs/second --out page.html"))
+    assert "Theirs" in table and "from npz files" in table
+
+
+def test_rows_that_were_not_scored_alike_need_force(run: Path, here: Path, capsys: Capture) -> None:
+    shutil.copytree(run, here / "a")
+    shutil.copytree(run, here / "b")
+    good(capsys, *words("evaluate a --samples 12"))
+    good(capsys, *words("evaluate b --samples 13"))
+    line = bad(capsys, *words("compare a b"))
+    assert (
+        "number of generated samples is 12 (DDGAN, T = 4 (a)) and 13 (DDGAN, T = 4 (b))" in line and "--force" in line
+    )
+    assert "number of generated samples differs" in good(capsys, *words("compare a b --force"))
+
+
+def test_repeats_show_the_width_of_a_score(run: Path, here: Path, capsys: Capture) -> None:
+    shutil.copytree(run, here / "a")
+    table = good(capsys, *words("evaluate a --samples 12 --repeats 2"))
+    assert next(line for line in table.splitlines() if "fid" in line).count("±") == 1
+    assert "±" in good(capsys, *words("compare a"))
+
+
+def test_steps_side_by_side(run: Path, here: Path, capsys: Capture) -> None:
+    assert good(capsys, "sample", str(run), *words("--n 3 --steps 4,4 --out steps.png")) == "steps.png\n"
+    good(capsys, "sample", str(run), *words("--n 3 --steps 4 --out one.png"))
+    steps, one = (np.asarray(Image.open(here / name)) for name in ("steps.png", "one.png"))
+    assert one.shape == (36, 3 * 34 + 2)  # a single number is a plain grid
+    pitch = (steps.shape[1] - 2) // 2
+    factor = (pitch - 2) // 8
+    for column in range(2):
+        left = 2 + column * pitch
+        tile = steps[2 : 2 + 8 * factor : factor, left : left + 8 * factor : factor]
+        assert np.array_equal(tile, one[2:34:4, 2:34:4])
+
+
+def test_a_bench_from_the_command_line(run: Path, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "measure_roofline", lambda device: Roofline(1e9, 1e9))
+    folder = shutil.copytree(run, here / "a")
+    line = words("bench a --batches 2 --repeats 1 --threads 1")
+    result = json.loads(good(capsys, *line, "--json"))
+    assert result == json.loads((folder / "bench.json").read_text())
+    assert [entry["batch"] for entry in result["rows"][0]["batches"]] == [1, 2]
+    table = good(capsys, *line)
+    assert "DDGAN, T = 4" in table and "of the roof" in table and "1 thread, " in table
+    assert len(json.loads(good(capsys, *words("bench a a --batches 1 --repeats 1 --json")))) == 2
 
 
 def test_an_interrupted_training_goes_on(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +443,9 @@ def test_flags_become_settings() -> None:
         assert cli._parse_train(["ddgan", "--data", "digits", flag]).options.unet.fir is fir
     assert cli.parse(cli.Convert, "convert", words("a b --config c --as x")).as_ == "x"
     assert cli.parse(cli.Compare, "compare", words("a b c")).runs == (Path("a"), Path("b"), Path("c"))
+    assert cli.parse(cli.Sample, "sample", words("a --steps 1,2,4,8")).steps == "1,2,4,8"
+    assert cli.parse(cli.Bench, "bench", words("a b --threads 2")).runs == (Path("a"), Path("b"))
+    assert tuple(map(int, cli.Bench.batches.split(","))) == benchmark.BATCHES
 
 
 def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The library from Python: train, load, sample, evaluate, compare, race, convert."""
+"""The library from Python: train, load, sample, evaluate, compare, race, bench, convert."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from trilemma.comparison import comparison_table, read_rows
+from trilemma.comparison import comparison_table, differences, published_for, read_rows, refuse_unequal
 from trilemma.config import Recipe, build, recipe_names
 from trilemma.data import Dataset, catalogue, load_data
 from trilemma.engine import evaluate as evaluation
+from trilemma.engine import images as image_evaluation
 from trilemma.engine import train as training
+from trilemma.engine.bench import bench
 from trilemma.engine.convert import convert
+from trilemma.engine.extractor import check_extractor_out, make_extractor_plan
+from trilemma.engine.extractor import train_extractor as fit_extractor
 from trilemma.engine.generator import Generator
 from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
@@ -22,10 +26,10 @@ from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import default_extractor, load_extractor
 from trilemma.methods import method_class, method_summaries
 from trilemma.methods.base import Entrant
-from trilemma.report import write_report
+from trilemma.report import write_figures, write_report
 from trilemma.types import Sampler
 
-__all__ = ["compare", "convert", "evaluate", "load", "race", "train"]
+__all__ = ["bench", "compare", "convert", "evaluate", "load", "race", "train"]
 
 load = Generator.load
 
@@ -104,11 +108,49 @@ def evaluate(  # noqa: PLR0913
     data: str | Dataset | None = None,
     data_root: Path | str | None = None,
     report: Callable[[str, int, int], None] = quiet,
+    repeats: int = 1,
+    cache: bool = True,
+    name: str | None = None,
+    out: Path | str | None = None,
+    size: int | None = None,
+    on_data: Callable[[Dataset], None] = quiet,
 ) -> dict[str, Any]:
-    """Score a run and time its sampling; writes eval.json and pictures into the run and returns eval.json's content."""
+    """Score a run and time its sampling; writes eval.json and pictures into the run and returns eval.json's content.
+
+    Args:
+        run: the folder of a run; or images of another program (a folder, zip or .npz), their reference in ``data``.
+        samples: images made for the scores; of images, how many of them are scored (default: all).
+        repeats: sets of samples, each from a seed of its own: scores are means over them and have intervals.
+        cache: keep the features of the reference in the user's cache folder, by its content.
+        name, out, size: of images: the row's title, the folder for the scores (default: runs/NAME), and the size that
+            images and reference are brought to.
+        on_data: called with the images once they are read.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    path = Path(run)
+    sampler = Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation, label=label)
+    if image_evaluation.are_images(path, data):
+        return image_evaluation.evaluate_images(
+            path,
+            _reference_of_images(path, data, sampler, repeats),
+            name=name,
+            out=None if out is None else Path(out),
+            size=size,
+            samples=samples,
+            seed=seed,
+            extractor_name=extractor,
+            extractor_weights=None if extractor_weights is None else Path(extractor_weights),
+            data_root=None if data_root is None else Path(data_root),
+            cache=cache,
+            report=report,
+            on_images=on_data,
+        )
+    _refuse_for_a_run(path, name=name, out=out, size=size)
     return evaluation.evaluate(
         Run.open(run),
-        Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation, label=label),
+        sampler,
         samples=samples,
         seed=seed,
         extractor_name=extractor,
@@ -116,14 +158,58 @@ def evaluate(  # noqa: PLR0913
         data=data,
         data_root=None if data_root is None else Path(data_root),
         report=report,
+        repeats=repeats,
+        cache=cache,
     )
 
 
-def compare(runs: Sequence[Path | str], *, out: Path | str = "report.html", title: str | None = None) -> Table:
-    """Draw the page ``out`` from evaluated runs (or a race's folder) and return the table."""
+def _reference_of_images(path: Path, data: str | Dataset | None, sampler: Sampler, repeats: int) -> str | Dataset:
+    """The reference of images, which must be named; what only sampling has is refused."""
+    given = [key for key, value in dataclasses.asdict(sampler).items() if value is not None]
+    given += ["repeats"] if repeats != 1 else []
+    if given:
+        flags = ", ".join(f"--{key}" for key in given)
+        raise ConfigError(f"{flags}: {path} holds images, which are scored as they are; leave out what is for runs")
+    if data is None:
+        raise ConfigError(f"--data is missing: name the reference that the images in {path} are compared with")
+    return data
+
+
+def _refuse_for_a_run(path: Path, **for_images: Any) -> None:
+    """Refuse settings that only images have, and a folder that could only be one of images."""
+    if path.is_dir() and not Run(path).config_path.is_file():
+        raise RunError(
+            f"{path} is not a run: it has no config.json; give the folder that train wrote, or name the reference of a "
+            "folder of images with --data"
+        )
+    given = [f"--{key}" for key, value in for_images.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: only for images of another program, and {path} is none; leave it out")
+
+
+def compare(
+    runs: Sequence[Path | str],
+    *,
+    out: Path | str = "report.html",
+    title: str | None = None,
+    force: bool = False,
+    figures: Path | str | None = None,
+) -> Table:
+    """Draw the page ``out`` from evaluated runs (or a race's folder) and return the table.
+
+    Rows whose quality scores were made under different protocols are refused; with ``force`` they are shown, and what
+    differs is marked. Into the folder ``figures``, if there is one, go the page's plots as PNG and PDF.
+    """
     rows = read_rows([Path(run) for run in runs])
-    command = f"trilemma compare {' '.join(str(run) for run in runs)} --out {out}"
-    write_report(rows, Path(out), title=title or "Quality, coverage, speed", command=command)
+    if not force:
+        refuse_unequal(rows)
+    forced = any(difference.affects == "quality" for difference in differences(rows))
+    command = f"trilemma compare {' '.join(str(run) for run in runs)} --out {out}{' --force' if forced else ''}"
+    write_report(
+        rows, Path(out), title=title or "Quality, coverage, speed", command=command, published=published_for(rows)
+    )
+    if figures is not None:
+        write_figures(rows, Path(figures))
     return comparison_table(rows)
 
 
@@ -241,7 +327,8 @@ def race(  # noqa: PLR0913
                     report=on_evaluate(row, sampler),
                 )
     page = folder / "report.html"
-    return compare([row.folder for row in rows], out=page, title=f"Race on {name}"), page
+    # An earlier part of a resumed race may have been scored otherwise: after all this work that is marked, not refused.
+    return compare([row.folder for row in rows], out=page, title=f"Race on {name}", force=True), page
 
 
 def listing() -> dict[str, dict[str, str]]:
@@ -253,3 +340,49 @@ def listing() -> dict[str, dict[str, str]]:
         "recipes": {name: load_recipe(name).about for name in recipe_names()},
         "data": catalogue(),
     }
+
+
+def train_extractor(  # noqa: PLR0913
+    data: str | Dataset,
+    *,
+    out: Path | str | None = None,
+    test: str | Dataset | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    flip: bool = True,
+    width: int = 32,
+    data_root: Path | str | None = None,
+    report: Callable[[Progress], None] = quiet,
+    on_data: Callable[[Dataset], None] = quiet,
+) -> Path:
+    """Train a classifier of labelled images, to score with as ``extractor``, and return its file.
+
+    Args:
+        data: a data set's name, a folder or zip with a subfolder for each class, or a loaded ``Dataset``.
+        out: the file; default extractor-DATA.safetensors.
+        test: other data of the same classes to judge it on; default the data's own test split, else a tenth of it.
+        minutes, images: the budget; default ten passes over the data, at least 20,000 images.
+        size: what data loaded by name or path is resized to; default its own size, which must not exceed 64.
+        flip: mirror images at random; never done to digits and MNIST.
+        width: channels of the first layer; the features are eight times as many.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    plan = make_extractor_plan(
+        data,
+        test=test,
+        minutes=minutes,
+        images=images,
+        size=size,
+        seed=seed,
+        flip=flip,
+        width=width,
+        data_root=None if data_root is None else Path(data_root),
+    )
+    path = Path(f"extractor-{plan.train.name}.safetensors") if out is None else Path(out)
+    check_extractor_out(path)
+    on_data(plan.train)
+    return fit_extractor(plan, path, report=report)

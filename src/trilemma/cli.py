@@ -30,9 +30,11 @@ Train, sample and fairly compare fast generative image models.
   race DATA        train several methods on the same data and budget; prints a table, writes one HTML page
   train METHOD     train one method into a run folder
   sample RUN       make images: a grid, a folder of PNGs or an .npz
-  evaluate RUN     FID, KID, Inception Score, precision, recall, network evaluations and seconds
+  evaluate RUN     FID, KID, Inception Score, precision, recall, network evaluations and seconds; also of any images
   compare RUN...   one table and one HTML page from evaluated runs
+  bench RUN...     images a second batch by batch, FLOPs, memory, share of what the machine can do
   convert FILE     turn a published checkpoint into a run folder
+  extractor train  train a feature extractor on labelled images
   list             methods, recipes and data sets
 
 DATA is digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images.
@@ -81,7 +83,7 @@ class Sample:
     run: Path  # a run's folder
     n: int = 64  # how many
     seed: int = 0  # sample i of a seed is always the same image
-    steps: int | None = None  # denoising steps (ddpm: by DDIM)
+    steps: str | None = None  # denoising steps (ddpm: by DDIM); several, 1,2,4,8, are drawn and timed side by side
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]; below 1 better images, fewer kinds
@@ -95,20 +97,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run and time its sampling; writes eval.json and its pictures into the run."""
+    """Score a run and time its sampling, or score images of another program; writes eval.json and its pictures."""
 
-    run: Path  # a run's folder
-    samples: int | None = None  # images to generate (default: depends on the data)
+    run: Path  # a run's folder; or a folder, zip or .npz of images, with --data
+    samples: int | None = None  # images to generate (default: depends on the data); of images, how many (default: all)
     json: bool = False  # print eval.json to standard output
     steps: int | None = None  # denoising steps (ddpm: by DDIM)
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
     seed: int = 0  # of the samples
-    extractor: Literal["digits", "inception"] | None = None  # feature extractor (default: depends on the data)
+    extractor: str | None = None  # digits, inception, dinov2, clip or a file (default: depends on the data)
     extractor_weights: Path | None = None  # its weights from a file
-    data: str | None = None  # the reference data, where it is not the run's own
+    data: str | None = None  # the reference data, where it is not the run's own; images need it
     data_root: Path | None = None  # where torchvision's data sets are or go
+    repeats: int = 1  # sets of samples, each from a seed of its own: mean scores with intervals
+    cache: bool = True  # keep the reference's features for the next time, by their content
+    name: str | None = None  # images: what the row is called (default: the file's or folder's name)
+    out: Path | None = None  # images: the folder for the scores (default: runs/NAME)
+    size: int | None = None  # images: bring them and the reference to this many pixels a side
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,21 @@ class Compare:
 
     runs: tuple[Path, ...]  # run folders, or a race's folder
     out: Path = Path("report.html")  # the page
+    force: bool = False  # compare rows that were scored under different protocols; what differs is marked
+    figures: Path | None = None  # a folder for the page's plots as PNG and PDF (needs trilemma[figures] and Chromium)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast runs make images, batch by batch; writes bench.json into each run."""
+
+    runs: tuple[Path, ...]  # run folders
+    steps: str | None = None  # step counts to measure beside the default sampler, where a run offers them: 1,4,50
+    batches: str = "1,4,16,64,100,256"  # images made at a time; 1 is always among them
+    threads: int | None = None  # of the CPU (default: as many as torch takes)
+    repeats: int = 10  # of each timing, at most
+    seconds: float = 20.0  # no further repeat is begun after so many at one batch size
+    json: bool = False  # print bench.json to standard output; of several runs, a list
 
 
 @dataclass(frozen=True)
@@ -130,6 +152,23 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Extractor:
+    """Train a classifier of labelled images into a file; evaluate --extractor FILE scores with its features."""
+
+    action: Literal["train"]  # what to do
+    data: str  # digits, mnist, fashion-mnist, cifar10, or a folder or zip with a subfolder for each class
+    out: Path | None = None  # the file to write (default: extractor-DATA.safetensors)
+    minutes: float | None = None  # budget in minutes of training
+    images: int | None = None  # budget in images shown (default: ten passes, at least 20,000)
+    test: str | None = None  # data to judge it on (default: the test split, else a tenth of the images)
+    size: int | None = None  # resize and centre-crop the images to this many pixels a side
+    seed: int = 0  # of the weights, the order and the augmentation
+    flip: bool = True  # mirror images at random; digits and mnist never are
+    width: int = 32  # channels of the first layer; the features are eight times as many
+    data_root: Path | None = None  # where torchvision's data sets are or go
+
+
+@dataclass(frozen=True)
 class List:
     """Methods, recipes and data sets, each with one line."""
 
@@ -140,7 +179,9 @@ COMMANDS: dict[str, type[Any]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "bench": Bench,
     "convert": Convert,
+    "extractor": Extractor,
     "list": List,
 }
 POSITIONAL: dict[str, tuple[str, ...]] = {
@@ -149,7 +190,9 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "sample": ("run",),
     "evaluate": ("run",),
     "compare": ("runs",),
+    "bench": ("runs",),
     "convert": ("file", "run"),
+    "extractor": ("action", "data"),
 }
 
 
@@ -262,7 +305,7 @@ def _one_line(box: str) -> str:
 
 def _choices(listed: str) -> str:
     """The parser's choices, which it lists in any order, without the None that stands for leaving a flag out."""
-    return ", ".join(sorted(set(listed.split(", ")) - {"'None'"}))
+    return ", ".join(sorted(set(listed.strip(",").split(", ")) - {"'None'"}))
 
 
 def _parse_train(arguments: Sequence[str]) -> Any:

@@ -15,12 +15,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from trilemma import api
+from trilemma.comparison import bench_table
 from trilemma.config import require
 from trilemma.data import Dataset
 from trilemma.engine import loop
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.outputs import check_out, save_path, save_samples, save_trajectory, save_walk
+from trilemma.engine.images import are_images, result_folder
+from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 from trilemma.errors import ConfigError
+from trilemma.measure.classifier import read_made
 from trilemma.types import Sampler
 
 WORDS = Console(stderr=True)
@@ -67,6 +70,8 @@ def training_report(bar: Progress, title: str) -> Callable[[loop.Progress], None
     line = Line(bar, f"train {title}")
 
     def report(progress: loop.Progress) -> None:
+        for warning in progress.warnings:
+            WORDS.print(f"warning: {title}: {warning}", markup=False, highlight=False)
         notes = [f"{progress.images:,} images"]
         if progress.seconds > 0:
             notes.append(f"{progress.images / progress.seconds:.0f}/s")
@@ -149,23 +154,33 @@ def run_sample(command: Any) -> None:
     require(command.n >= 1, f"--n must be at least 1, not {command.n}")
     require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 4 or 1,2,4,8")
     pictures = [flag for flag in ("trajectory", "u", "interpolate") if getattr(command, flag)]
+    pictures += ["steps"] if len(steps) > 1 else []
     require(len(pictures) <= 1, f"--{' and --'.join(pictures)} are different pictures: choose one")
     us = _numbers(command.u, float, "--u takes points of the path, for example 0,0.25,0.5,0.75,1")
     ends = _numbers(command.interpolate, int, "--interpolate takes two samples' numbers, for example 0,1")
     require(len(ends) in (0, 2) and all(end >= 0 for end in ends), f"--interpolate takes two samples, not {ends}")
     generator = Generator.load(command.run)
     check_out(command.out, generator.spec, trajectory=bool(pictures))
-    sampler = Sampler(
-        steps=command.steps,
-        eta=command.eta,
-        variance=command.variance,
-        truncation=command.truncation,
-        label=command.label,
-    )
-    words = generator.method.describe(sampler)
+    samplers = [
+        Sampler(
+            steps=count,
+            eta=command.eta,
+            variance=command.variance,
+            truncation=command.truncation,
+            label=command.label,
+        )
+        for count in steps or [None]
+    ]
+    words = [generator.method.describe(sampler) for sampler in samplers]  # each is refused if it is not offered
+    sampler = samplers[0]
     seeds = sample_seeds(command.seed, 0, command.n)
-    if command.trajectory:
+    if len(steps) > 1:
+        with progress_bar() as bar:
+            show = Line(bar, f"sample with {command.steps} steps").show
+            path = save_steps(generator, seeds, samplers, command.out, batch_size=command.batch_size, advance=show)
+    elif command.trajectory:
         path = save_trajectory(generator, seeds, sampler, command.out)
     elif us:
         path = save_path(generator, seeds, us, command.out)
@@ -174,7 +189,7 @@ def run_sample(command: Any) -> None:
         path = save_walk(generator, chosen[0], chosen[1], command.out, steps=min(command.n, WALK))
     else:
         with progress_bar() as bar:
-            line, done = Line(bar, f"sample ({words})"), 0
+            line, done = Line(bar, f"sample ({words[0]})"), 0
 
             def advance(made: int) -> None:
                 nonlocal done
@@ -211,20 +226,54 @@ def run_evaluate(command: Any) -> None:
             data=command.data,
             data_root=command.data_root,
             report=evaluation_report(bar, str(command.run)),
+            repeats=command.repeats,
+            cache=command.cache,
+            name=command.name,
+            out=command.out,
+            size=command.size,
+            on_data=name_skipped,
         )
     if command.json:
         print(json.dumps(result, indent=2))
         return
     table = Table("score", "value")
     for name, value in result["scores"].items():
-        table.add_row(name, "—" if value is None else f"{value:.4g}")
+        low, high = result["intervals"].get(name) or (None, None)
+        width = "" if low is None or high is None else f" ± {(high - low) / 2:.2g}"
+        table.add_row(name, "—" if value is None else f"{value:.4g}{width}")
     _print_table(table)
+    if are_images(command.run, command.data):
+        print(f"scored {result['protocol']['seeds']}", file=sys.stderr)
+        print(f"scores: {result_folder(command.run, command.name, command.out)}")
 
 
 def run_compare(command: Any) -> None:
     """``trilemma compare``."""
-    _print_table(api.compare(command.runs, out=command.out))
+    _print_table(api.compare(command.runs, out=command.out, force=command.force, figures=command.figures))
     print(f"report: {command.out}")
+    if command.figures is not None:
+        print(f"figures: {command.figures}")
+
+
+def run_bench(command: Any) -> None:
+    """``trilemma bench``."""
+    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 1,2,4,8")
+    batches = _numbers(command.batches, int, "--batches takes whole numbers, for example 1,16,100")
+    with progress_bar() as bar:
+        line = Line(bar, "measure")
+        results = api.bench(
+            command.runs,
+            steps=steps,
+            batches=batches,
+            threads=command.threads,
+            repeats=command.repeats,
+            limit_seconds=command.seconds,
+            report=lambda what, done, total: line.show(done / total, what),
+        )
+    if command.json:
+        print(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+        return
+    _print_table(bench_table(results))
 
 
 def run_convert(command: Any) -> None:
@@ -245,3 +294,25 @@ def run_list(command: Any) -> None:
 def _print_table(table: Table) -> None:
     """On standard output, as wide as the terminal, or wide enough when it goes into a file."""
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def run_extractor(command: Any) -> None:
+    """``trilemma extractor train``."""
+    with progress_bar() as bar:
+        path = api.train_extractor(
+            command.data,
+            out=command.out,
+            test=command.test,
+            minutes=command.minutes,
+            images=command.images,
+            size=command.size,
+            seed=command.seed,
+            flip=command.flip,
+            width=command.width,
+            data_root=command.data_root,
+            report=training_report(bar, "extractor"),
+            on_data=name_skipped,
+        )
+    made = read_made(path)
+    print(f"{made['test_accuracy']:.4f} of {made['test_images']:,} test images right ({made['test']})", file=sys.stderr)
+    print(path)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trilemma.intervals import indistinguishable
+from trilemma.protocol import CONDITIONS, DIGEST, Affects
+
 Kind = Literal["images", "points"]
-Affects = Literal["quality", "speed", "training"]
 
 MISSING = "—"
 BUDGET_TOLERANCE = 0.05  # budgets within 5 % of each other count as equal
@@ -22,14 +24,21 @@ BUDGET_TOLERANCE = 0.05  # budgets within 5 % of each other count as equal
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured: the first five of images, ``modes`` and ``share_within_4_sigma`` of points; None is "not"."""
+    """What was measured; None is "not". ``modes`` and ``kl`` are of points and of stacked digits, the share of points,
+    all above them of images."""
 
     fid: float | None = None
     kid: float | None = None
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    fid_infinity: float | None = None
+    near_copies: float | None = None
+    path_length: float | None = None
     modes: float | None = None
+    kl: float | None = None
     share_within_4_sigma: float | None = None
     nfe: float | None = None
     seconds_per_image_batch_1: float | None = None
@@ -38,18 +47,25 @@ class Scores:
 
 @dataclass(frozen=True)
 class LogPoint:
-    """One line of log.jsonl: seconds of training so far, images seen, losses, and the quick FID where it was probed."""
+    """One line of log.jsonl: seconds of training so far, images seen, losses, and at a snapshot what was probed there:
+    the quick FID, the coverage seen by the watch, and its warnings."""
 
     step: int
     images: float | None
     seconds: float | None
     losses: Mapping[str, float] = field(default_factory=dict)
     fid: float | None = None
+    coverage: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run under one sampler; ``tag`` names that sampler's files, ``protocol`` and ``config`` are JSON as found."""
+    """A run under one sampler, or the images of another program.
+
+    ``tag`` names the sampler's files, ``protocol`` and ``config`` are JSON as found, ``intervals`` are the 95 %
+    intervals (low, high) of scores by name, where they are known.
+    """
 
     run: Path
     tag: str
@@ -68,6 +84,9 @@ class Row:
     log: tuple[LogPoint, ...] = ()
     samples: Path | None = None
     trajectory: Path | None = None
+    neighbours: Path | None = None
+    worst: Path | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,9 +104,45 @@ class Difference:
             "speed": "times cannot be ranked",
             "training": "neither the same images nor the same seconds of training",
         }[self.affects]
+        return f"{self.name} differs, {spoilt}: {'; '.join(self.told())}"
+
+    def told(self) -> list[str]:
+        """Each value with the labels of its rows."""
         width = 12 if "digest" in self.name else 60
-        told = "; ".join(f"{_clip(value, width)} ({' · '.join(who)})" for value, who in self.values)
-        return f"{self.name} differs, {spoilt}: {told}"
+        return [f"{_clip(value, width)} ({' · '.join(who)})" for value, who in self.values]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that somebody else printed. It was measured on other data and machines: it is shown, never ranked.
+
+    ``cells`` are as printed, under ``columns``; ``scores`` are those of them that have a name of ours, as text.
+    ``batch`` is the number of images that ``seconds`` is the time for, ``same`` the method's name in another table of
+    the same source.
+    """
+
+    method: str
+    source: str
+    table: str
+    data: str
+    size: int
+    columns: tuple[str, ...]
+    cells: tuple[str, ...]
+    scores: Mapping[str, str]
+    batch: int | None
+    note: str
+    same: str
+
+    def value(self, key: str) -> float | None:
+        """A score as a number; None where nothing or a dash is printed."""
+        text = self.scores.get(key, "")
+        return None if text in ("", "-") else float(text)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Its ``batch`` over its seconds."""
+        seconds = self.value("seconds")
+        return None if seconds is None or self.batch is None else self.batch / seconds
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -106,6 +161,13 @@ def significant(value: float | None, digits: int = 3) -> str:
     if magnitude < -5:
         return f"{rounded:.{digits - 1}e}"
     return f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def half_width(interval: tuple[float, float], figure: str) -> str:
+    """Half the width of a score's interval, with the decimals of the ``figure`` it stands behind, or else one digit."""
+    half = (interval[1] - interval[0]) / 2
+    text = f"{half:,.{len(figure.partition('.')[2])}f}"
+    return text if half == 0 or float(text.replace(",", "")) > 0 else significant(half, 1)
 
 
 def count(value: float | None) -> str:
@@ -145,16 +207,18 @@ def training(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: ``value`` sorts and ranks, ``text`` is shown, ``better`` is the end that wins (None: no contest)."""
+    """One column: ``value`` sorts and ranks, ``figure`` shows it, ``better`` is the end that wins (None: neither)."""
 
     key: str
     heading: str
     meaning: str
-    text: Callable[[Row], str]
+    figure: Callable[[Row], str]
     value: Callable[[Row], float | None] = lambda row: None
     better: Literal["high", "low"] | None = None
     affects: Affects = "training"
     kinds: tuple[Kind, ...] = ("images", "points")
+    rare: bool = False  # shown only where some row has it
+    detail: bool = False  # shown only where there is room
 
     @property
     def is_number(self) -> bool:
@@ -166,6 +230,11 @@ class Column:
         """The heading with the direction that is better, the way the papers print it."""
         return self.heading + {"high": " ↑", "low": " ↓", None: ""}[self.better]
 
+    def text(self, row: Row) -> str:
+        """The figure, with half the width of its interval behind it where there is one: 3.64 ± 0.12."""
+        figure, interval = self.figure(row), row.intervals.get(self.key)
+        return figure if interval is None or self.value(row) is None else f"{figure} ± {half_width(interval, figure)}"
+
 
 def _score(
     key: str, heading: str, meaning: str, better: Literal["high", "low"] | None, affects: Affects, *kinds: Kind
@@ -173,10 +242,10 @@ def _score(
     def value(row: Row) -> float | None:
         return getattr(row.scores, key)  # type: ignore[no-any-return]
 
-    def text(row: Row) -> str:
+    def figure(row: Row) -> str:
         return significant(value(row))
 
-    return Column(key, heading, meaning, text, value, better, affects, kinds or ("images", "points"))
+    return Column(key, heading, meaning, figure, value, better, affects, kinds or ("images", "points"))
 
 
 def _text_share(key: str) -> Callable[[Row], str]:
@@ -217,7 +286,34 @@ COLUMNS: tuple[Column, ...] = (
     _score("inception_score", "IS", "Inception score", "high", "quality", "images"),
     _share("precision", "Prec.", "Share of samples that lie among the data", "images"),
     _share("recall", "Recall", "Share of the data that lies among the samples", "images"),
-    Column("modes", "Modes", "Modes hit", _modes_text, lambda row: row.scores.modes, "high", "quality", ("points",)),
+    replace(_share("coverage", "Cov.", "Share of the data with a sample in its neighbourhood", "images"), rare=True),
+    replace(
+        _score("density", "Dens.", "How deep samples lie among the data", "high", "quality", "images"),
+        rare=True,
+        detail=True,
+    ),
+    replace(
+        _score("fid_infinity", "FID ∞", "FID as it would be with endlessly many samples", "low", "quality", "images"),
+        rare=True,
+        detail=True,
+    ),
+    replace(
+        _share("near_copies", "Copies", "Share of samples as near to the data as 1 in 100 unseen ones is", "images"),
+        better=None,
+        rare=True,
+        detail=True,
+    ),
+    replace(
+        _score(
+            "path_length", "PPL", "Path length in the judge's features: how abruptly images change", "low", "quality"
+        ),
+        rare=True,
+        detail=True,
+    ),
+    replace(
+        Column("modes", "Modes", "Modes hit", _modes_text, lambda row: row.scores.modes, "high", "quality"), rare=True
+    ),
+    replace(_score("kl", "KL", "How unevenly the modes are hit, in nats", "low", "quality"), rare=True),
     _share("share_within_4_sigma", "In 4σ", "Share of samples within 4 sigma of a mode", "points"),
     Column("nfe", "NFE", "Network evaluations for one sample", _nfe_text, lambda row: row.scores.nfe, "low", "speed"),
     _score("seconds_per_image_batch_1", "s/img @1", "Seconds for one image, batch of 1", "low", "speed"),
@@ -225,10 +321,17 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(rows: Iterable[Row]) -> tuple[Column, ...]:
-    """The columns that these rows need: image scores, point scores or both."""
+def columns(rows: Iterable[Row], *, details: bool = False) -> tuple[Column, ...]:
+    """The columns that these rows need: image scores, point scores or both; with ``details`` the rarer ones too."""
+    rows = list(rows)
     kinds = {row.kind for row in rows}
-    return tuple(column for column in COLUMNS if kinds & set(column.kinds))
+    return tuple(
+        column
+        for column in COLUMNS
+        if kinds & set(column.kinds)
+        and (details or not column.detail)
+        and (not column.rare or any(column.value(row) is not None for row in rows))
+    )
 
 
 def column(key: str) -> Column:
@@ -257,18 +360,6 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------- equal conditions
 
-_PROTOCOL: tuple[tuple[str, str, Affects], ...] = (
-    ("data", "data", "quality"),
-    ("data_digest", "data digest", "quality"),
-    ("split", "split", "quality"),
-    ("reference_samples", "number of reference samples", "quality"),
-    ("generated_samples", "number of generated samples", "quality"),
-    ("extractor", "feature extractor", "quality"),
-    ("extractor_digest", "feature extractor's digest", "quality"),
-    ("threads", "number of threads", "speed"),
-    ("hardware", "hardware", "speed"),
-)
-
 
 def plain(value: object) -> str:
     """A JSON value in one line of words; None is "not stated"."""
@@ -282,20 +373,32 @@ def plain(value: object) -> str:
 
 
 def differences(rows: Sequence[Row]) -> tuple[Difference, ...]:
-    """The protocol fields on which the rows disagree; an unstated value disagrees with a stated one."""
+    """The conditions on which the rows disagree, and unequal training.
+
+    An unstated value disagrees with a stated one, unless the field is younger than the file: then it has the value that
+    all had before (see `protocol`). A row without times takes no part in what decides times; the same for quality.
+    """
     names = labels(rows)
+    digests = [row.protocol.get(DIGEST) for row in rows]
+    same_reference = None not in digests and all(digest == digests[0] for digest in digests)
     found = []
-    for key, name, affects in _PROTOCOL:
+    for condition in CONDITIONS:
+        if condition.by_digest and same_reference:
+            continue
         groups: dict[str, list[str]] = {}
         shown: dict[str, str] = {}
         for label, row in zip(names, rows, strict=True):
-            value = row.protocol.get(key)
+            stated = row.protocol.get(condition.key)
+            silent = stated is None and condition.by_digest and row.protocol.get(DIGEST) is not None
+            if silent or not _scored(row, condition.affects):
+                continue
+            value = condition.before if stated is None else stated
             canonical = json.dumps(value, sort_keys=True, default=str)
             groups.setdefault(canonical, []).append(label)
             shown[canonical] = plain(value)
         if len(groups) > 1:
             values = tuple((shown[canonical], tuple(who)) for canonical, who in groups.items())
-            found.append(Difference(name, affects, values))
+            found.append(Difference(condition.name, condition.affects, values))
     if not (_level(row.training_images for row in rows) or _level(row.training_seconds for row in rows)):
         budgets: dict[str, list[str]] = {}
         for label, row in zip(names, rows, strict=True):
@@ -305,17 +408,54 @@ def differences(rows: Sequence[Row]) -> tuple[Difference, ...]:
 
 
 def ranking(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -> list[int]:
-    """Which rows win ``contest`` (several when tied as shown); none with fewer than two values or on unequal terms."""
-    if contest.better is None or any(difference.affects == contest.affects for difference in unequal):
+    """Which rows win ``contest``, the best first, then those shown alike or not significantly different from it.
+
+    None with fewer than two values, on unequal terms, or where all are shown alike.
+    """
+    best, values = _best(rows, contest, unequal)
+    if best is None:
         return []
+    alike = [i for i in values if contest.figure(rows[i]) == contest.figure(rows[best])]
+    if len(alike) == len(values):
+        return []
+    return [best, *(i for i in values if i != best and (i in alike or _tied(rows[i], rows[best], contest)))]
+
+
+def ties(rows: Sequence[Row], unequal: Sequence[Difference]) -> list[str]:
+    """One sentence a score: the rows that are not significantly different from the best, as their intervals tell it."""
+    names, result = labels(rows), []
+    for contest in columns(rows):
+        best, values = _best(rows, contest, unequal)
+        tied = [] if best is None else [i for i in values if i != best and _tied(rows[i], rows[best], contest)]
+        if best is not None and tied:
+            test = f"not significantly different from the best ({names[best]}) in a two-sided test at 5 %"
+            result.append(f"{contest.heading}: {test}: {' · '.join(names[i] for i in tied)}")
+    return result
+
+
+def _best(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -> tuple[int | None, dict[int, float]]:
+    """The row with the best value, None without a contest on equal terms; and all values."""
     values = {
         i: value for i, row in enumerate(rows) if (value := contest.value(row)) is not None and math.isfinite(value)
     }
-    if len(values) < 2:
-        return []
-    winner = (max if contest.better == "high" else min)(values, key=lambda i: values[i])
-    tied = [i for i in values if contest.text(rows[i]) == contest.text(rows[winner])]
-    return tied if len(tied) < len(values) else []
+    spoilt = any(difference.affects == contest.affects for difference in unequal)
+    if contest.better is None or spoilt or len(values) < 2:
+        return None, values
+    return (max if contest.better == "high" else min)(values, key=lambda i: values[i]), values
+
+
+def _tied(row: Row, best: Row, contest: Column) -> bool:
+    """Whether both have an interval, and these do not tell the two scores apart."""
+    value, top = contest.value(row), contest.value(best)
+    interval, top_interval = row.intervals.get(contest.key), best.intervals.get(contest.key)
+    if value is None or top is None or interval is None or top_interval is None:
+        return False
+    return indistinguishable(value, interval, top, top_interval)
+
+
+def _scored(row: Row, affects: Affects) -> bool:
+    """Whether the row has a score of that kind."""
+    return any(column.affects == affects and column.value(row) is not None for column in COLUMNS)
 
 
 def _level(values: Iterable[float | None]) -> bool:

@@ -13,9 +13,11 @@ import pytest
 from rich.console import Console
 
 from fake_runs import evaluation, point_runs, race, run_folder
-from trilemma.comparison import comparison_table, differences, markdown_table, read_rows
-from trilemma.errors import RunError
-from trilemma.rows import Row, column, count, duration, labels, ranking, significant
+from trilemma import api
+from trilemma.comparison import comparison_table, differences, markdown_table, read_rows, refuse_unequal
+from trilemma.errors import ConfigError, RunError
+from trilemma.report import write_report
+from trilemma.rows import Row, column, count, duration, half_width, labels, ranking, significant, ties
 
 
 def printed(rows: list[Row], width: int = 80) -> str:
@@ -137,6 +139,11 @@ def test_equal_terms_have_no_differences(tmp_path: Path) -> None:
         ("reference_samples", 5000, "quality", "number of reference samples"),
         ("generated_samples", 500, "quality", "number of generated samples"),
         ("generated_samples", None, "quality", "number of generated samples"),
+        ("lossless", False, "quality", "images kept without loss"),
+        ("reference_seed", 1, "quality", "choice of the reference samples"),
+        ("kid_subsets", 50, "quality", "number of KID's subsets"),
+        ("metric_seed", 1, "quality", "seed of the scores"),
+        ("precision", "bfloat16", "speed", "floating-point type of sampling"),
         ("threads", 8, "speed", "number of threads"),
         ("hardware", {"cpu": "another"}, "speed", "hardware"),
     ],
@@ -251,3 +258,205 @@ def test_the_fake_runs_are_what_a_run_is(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     content = json.loads(evaluation(run).read_text(encoding="utf-8"))
     assert set(content) == {"row", "scores", "protocol"}
+
+
+# What is refused
+
+
+def test_rows_scored_otherwise_are_refused_with_the_fields_and_values(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    refuse_unequal(rows)
+    other = {**rows[-1].protocol, "generated_samples": 500, "data_digest": "0" * 64, "threads": 8}
+    with pytest.raises(ConfigError) as caught:
+        refuse_unequal([*rows[:-1], replace(rows[-1], title="SPI\nGAN", protocol=other)])
+    assert str(caught.value) == (
+        "these rows were not scored alike: data digest is 9f2c41d07be… (DDGAN, T = 4 · DDPM · DDIM) and "
+        f"{'0' * 11}… (SPI GAN); number of generated samples is 2000 (DDGAN, T = 4 · DDPM · DDIM) and 500 (SPI GAN); "
+        "evaluate them under one protocol, or compare them all the same with --force, which marks what differs"
+    )
+
+
+def test_another_machine_or_budget_is_only_marked(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    other = replace(rows[0], protocol={**rows[0].protocol, "threads": 8}, training_images=9.0, training_seconds=9.0)
+    refuse_unequal([other, *rows[1:]])
+    assert [difference.affects for difference in differences([other, *rows[1:]])] == ["speed", "training"]
+
+
+def test_comparing_by_force_marks_what_differs(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b")
+    evaluation(a)
+    evaluation(b, row={"title": "Other"}, protocol={"generated_samples": 500})
+    page = tmp_path / "page.html"
+    with pytest.raises(ConfigError, match=r"number of generated samples is 2000 \(.*\) and 500 \(Other\)"):
+        api.compare([a, b], out=page)
+    assert not page.exists()
+    table = api.compare([a, b], out=page, force=True)
+    assert "number of generated samples differs" in str(table.caption)
+    assert f"--out {page} --force" in page.read_text(encoding="utf-8")
+    evaluation(b, row={"title": "Other"})
+    api.compare([a, b], out=page, force=True)
+    assert "--force" not in page.read_text(encoding="utf-8")
+
+
+def test_the_same_reference_under_another_name_is_the_same(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    names = {"data": "copy", "split": "other", "size": "28x28", "resize": "Lanczos"}
+    renamed = replace(rows[0], protocol={**rows[0].protocol, **names})
+    assert differences([renamed, *rows[1:]]) == ()
+    nameless = [replace(row, protocol={**row.protocol, "data_digest": None}) for row in (renamed, rows[1])]
+    assert {difference.name for difference in differences(nameless)} >= {"data", "split"}
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+YOUNGER = {"size": "28x28", "channels": 1, "resize": "Lanczos", "reference_seed": 0, "lossless": True}
+YOUNGER |= {"precision": "float32", "fingerprint": "0" * 16}
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "gaussians"])
+def test_results_from_before_a_field_was_compare_among_themselves_and_with_new_ones(name: str) -> None:
+    rows = read_rows([RESULTS / name])
+    refuse_unequal(rows)
+    rows = [replace(row, protocol={k: v for k, v in row.protocol.items() if k not in YOUNGER}) for row in rows]
+    new = replace(rows[0], protocol={**rows[0].protocol, **YOUNGER})
+    refuse_unequal([new, *rows[1:]])
+    assert not [difference for difference in differences([new, *rows[1:]]) if difference.affects != "training"]
+    lossy = replace(new, protocol={**new.protocol, "lossless": False})
+    with pytest.raises(ConfigError, match=r"images kept without loss is false \(.*\) and true"):
+        refuse_unequal([lossy, *rows[1:]])
+
+
+# Images of other programs
+
+
+def images_folder(folder: Path, title: str = "Theirs") -> Path:
+    """What the evaluation of images writes, with made-up scores."""
+    folder.mkdir()
+    data = {"name": "mnist", "path": None, "spec": {"kind": "images"}, "source": "MNIST"}
+    config = {"kind": "images", "title": title, "images": {"path": "their images.zip"}, "data": data}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    nothing = ("seeds", "repeats", "threads", "hardware", "parameters", "training_images", "training_seconds")
+    unmeasured = dict.fromkeys(("nfe", "seconds_per_image_batch_1", "images_per_second_batch_100"))
+    row = {"title": title, "method": title, "family": "images", "paper": "", "sampler": "from PNG files"}
+    protocol = {**dict.fromkeys(nothing), "lossless": True}
+    evaluation(folder, row=row, scores={"fid": 12.5, **unmeasured}, protocol=protocol)
+    (folder / "eval" / "default" / "trajectory.png").unlink()
+    return folder
+
+
+def test_images_stand_beside_runs(tmp_path: Path) -> None:
+    runs = race(tmp_path / "race")
+    rows = read_rows([*runs, images_folder(tmp_path / "theirs")])
+    refuse_unequal(rows)
+    unequal = differences(rows)
+    assert [difference.affects for difference in unequal] == ["training"]
+    assert ranking(rows, column("fid"), unequal) == [4]
+    assert ranking(rows, column("images_per_second_batch_100"), unequal) == [3]
+    line = next(line for line in markdown_table(rows).splitlines() if line.startswith("| Theirs"))
+    assert line.startswith("| Theirs | from PNG files | — | — | **12.5** |") and line.endswith("| — | — | — |")
+    text = write_report(rows, tmp_path / "page.html", "t", "c").read_text(encoding="utf-8")
+    assert "Not in the plot, for want of a speed or a quality score: Theirs" in text
+
+
+def test_images_without_scores_say_how_to_get_them(tmp_path: Path) -> None:
+    folder = images_folder(tmp_path / "theirs")
+    (folder / "eval.json").unlink()
+    expected = f"trilemma evaluate 'their images.zip' --data mnist --out {folder}"
+    assert problem(folder) == f"{folder} has not been evaluated: {expected}"
+
+
+# Intervals
+
+
+@pytest.mark.parametrize(
+    ("interval", "figure", "text"),
+    [
+        ((3.52, 3.76), "3.64", "0.12"),
+        ((0.612, 0.636), "0.624", "0.012"),
+        ((2582.0, 2638.0), "2,610", "28"),
+        ((0.0, 4000.0), "2,610", "2,000"),
+        ((0.9993, 0.9997), "1.000", "0.0002"),
+        ((25.0, 25.0), "25", "0"),
+        ((1.0e-7, 1.6e-7), "1.30e-07", "3e-08"),
+    ],
+)
+def test_half_widths(interval: tuple[float, float], figure: str, text: str) -> None:
+    assert half_width(interval, figure) == text
+
+
+def with_intervals(rows: list[Row]) -> list[Row]:
+    """The race with intervals for FID and recall: DDIM's FID is too vague to be told apart from the best."""
+    widths = {"DDGAN, T = 4": 0.5, "DDPM": 0.5, "DDIM": 50.0, "SPI-GAN": 0.4}
+    changed = []
+    for row in rows:
+        fid, recall, half = row.scores.fid, row.scores.recall, widths[row.title]
+        assert fid is not None and recall is not None
+        intervals = {"fid": (fid - half, fid + half), "recall": (recall - 0.012, recall + 0.012)}
+        changed.append(replace(row, intervals=intervals))
+    return changed
+
+
+def test_scores_show_half_the_width_of_their_intervals(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = with_intervals(read_rows([tmp_path]))
+    line = markdown_table(rows).splitlines()[5]
+    assert "| **16.3 ± 0.4** | **0.0113** |" in line and "| 0.171 ± 0.012 |" in line
+    assert "16.3 ± 0.4" in printed(rows, 200)
+    assert "16.3 ± 0.4" in write_report(rows, tmp_path / "page.html", "t", "c").read_text(encoding="utf-8")
+    assert column("fid").text(replace(rows[0], scores=replace(rows[0].scores, fid=None))) == "—"
+
+
+def test_the_table_with_intervals_fits_eighty_columns(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = with_intervals(read_rows([tmp_path]))
+    rows = [
+        replace(row, intervals={**row.intervals, "kid": (0.01, 0.0124), "inception_score": (8.5, 9.5)}) for row in rows
+    ]
+    text = printed(rows)
+    assert max(map(len, text.splitlines())) <= 80
+    numbers = set(text.split())
+    assert {"72.1", "0.5", "0.0612", "0.0012", "0.621", "0.012", "8.93", "0.50", "0.0123", "2,610", "1,000"} <= numbers
+
+
+def test_rows_tied_with_the_best_share_the_bold_and_are_named(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = with_intervals(read_rows([tmp_path]))
+    assert ranking(rows, column("fid"), ()) == [3, 2]  # the best first; DDIM's 58.2 ± 50 could be as good as 16.3
+    assert ranking(rows, column("recall"), ()) == [1]  # 0.742 ± 0.012 against 0.718 ± 0.012
+    (sentence,) = ties(rows, ())
+    assert sentence == "FID: not significantly different from the best (SPI-GAN) in a two-sided test at 5 %: DDIM"
+    assert f"- {sentence}" in markdown_table(rows).splitlines()
+    assert sentence in " ".join(printed(rows, 200).split())
+    bold = [line.count("**") for line in markdown_table(rows).splitlines() if "± 50.0" in line]
+    assert bold == [2]
+
+
+def test_two_rows_that_tie_are_both_bold(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = with_intervals(read_rows([tmp_path]))
+    pair = [rows[2], rows[3]]
+    assert ranking(pair, column("fid"), ()) == [1, 0]
+    alone = [replace(rows[2], intervals={}), rows[3]]  # without an interval nothing is known
+    assert ranking(alone, column("fid"), ()) == [1] and ties(alone, ()) == []
+
+
+def test_nothing_is_tied_on_unequal_terms(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = with_intervals(read_rows([tmp_path]))
+    rows[0] = replace(rows[0], protocol={**rows[0].protocol, "generated_samples": 500})
+    assert ties(rows, differences(rows)) == []
+
+
+def test_intervals_are_read_from_the_evaluation(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    path = evaluation(run)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert read_rows([run])[0].intervals == {}
+    path.write_text(json.dumps({**content, "intervals": {"fid": [71, 73.5], "kid": [None, None]}}), encoding="utf-8")
+    assert read_rows([run])[0].intervals == {"fid": (71.0, 73.5)}
+    for broken in ([1, 2], {"fid": [1]}, {"fid": ["low", 2]}, {"fid": 3}):
+        path.write_text(json.dumps({**content, "intervals": broken}), encoding="utf-8")
+        assert problem(run).endswith(f"evaluate again: trilemma evaluate {run}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,12 +16,12 @@ import pytest
 from PIL import Image
 
 from fake_runs import evaluation, point_runs, race, run_folder
-from trilemma.comparison import read_rows
+from trilemma.comparison import published_for, read_rows
 from trilemma.errors import RunError
 from trilemma.report import write_report
 from trilemma.report.headline import corners, findings, headline
 from trilemma.report.pictures import embed
-from trilemma.report.plots import colours, learning_plot, loss_plots, trilemma_plot
+from trilemma.report.plots import PUBLISHED, add_published, colours, learning_plots, loss_plots, trilemma_plot
 from trilemma.rows import Row, differences, labels
 
 LARGEST = 6_000_000
@@ -95,9 +97,9 @@ def test_the_page_loads_nothing(page: tuple[str, Page]) -> None:
 def test_every_picture_is_inside_byte_for_byte(page: tuple[str, Page], rows: list[Row]) -> None:
     _, parsed = page
     inside = [image["src"] for image in parsed.all("img")]
-    assert len(inside) == 2 * len(rows)
+    assert len(inside) == 4 * len(rows)
     for row in rows:
-        for path in (row.samples, row.trajectory):
+        for path in (row.samples, row.trajectory, row.neighbours, row.worst):
             assert path is not None
             assert f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" in inside
     assert all(image.get("alt") and image.get("width") for image in parsed.all("img"))
@@ -106,7 +108,8 @@ def test_every_picture_is_inside_byte_for_byte(page: tuple[str, Page], rows: lis
 def test_every_place_of_a_plot_has_its_figure_and_back(page: tuple[str, Page]) -> None:
     _, parsed = page
     places = {tag["id"] for tag in parsed.all("div") if "plot" in (tag.get("class") or "").split()}
-    assert places == set(parsed.figures) == {"trilemma-images", "learning", "losses-0", "losses-1", "losses-2"}
+    learning = {"learning-fid-seconds", "learning-fid-images"}
+    assert places == set(parsed.figures) == {"trilemma-images", *learning, "losses-0", "losses-1", "losses-2"}
 
 
 def test_the_numbers_protocol_and_command_are_in_words(page: tuple[str, Page], rows: list[Row]) -> None:
@@ -160,7 +163,7 @@ def test_missing_pictures_logs_and_scores_are_said_in_words(rows: list[Row], tmp
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     scores = replace(rows[0].scores, images_per_second_batch_100=None)
-    poor = replace(rows[0], samples=broken, trajectory=None, log=(), scores=scores)
+    poor = replace(rows[0], samples=broken, trajectory=None, neighbours=None, worst=None, log=(), scores=scores)
     _, parsed = made([poor], tmp_path)
     assert parsed.all("img") == []
     assert "The picture broken.png cannot be shown" in parsed.words
@@ -177,7 +180,7 @@ def test_numbers_that_are_not_finite_leave_the_page_whole(rows: list[Row], tmp_p
     spoilt = replace(spoilt, log=tuple(replace(point, losses={"g": nan}, fid=nan) for point in spoilt.log))
     _, parsed = made([spoilt, rows[3]], tmp_path)
     assert "NaN" in parsed.words and "NaN" not in parsed.scripts[0].replace("FID NaN", "")
-    assert [trace["name"] for trace in parsed.figures["learning"]["data"]] == ["SPI-GAN"]
+    assert [trace["name"] for trace in parsed.figures["learning-fid-seconds"]["data"]] == ["SPI-GAN"]
 
 
 def test_points(tmp_path: Path) -> None:
@@ -219,13 +222,40 @@ def test_the_front_leaves_out_what_is_beaten(rows: list[Row]) -> None:
 
 
 def test_learning_curves_have_one_line_a_run(rows: list[Row]) -> None:
-    figure = learning_plot(rows, labels(rows), colours(rows))
-    assert figure is not None
-    assert [trace["name"] for trace in figure["data"]] == ["DDGAN, T = 4", "DDPM", "SPI-GAN"]
-    assert all(len(trace["x"]) == 20 for trace in figure["data"])
+    found = learning_plots(rows, labels(rows), colours(rows))
+    assert [(probe, axis) for probe, axis, _, _ in found] == [("fid", "seconds"), ("fid", "images")]
+    for _, axis, _, figure in found:
+        assert [trace["name"] for trace in figure["data"]] == ["DDGAN, T = 4", "DDPM", "SPI-GAN"]
+        assert all(len(trace["x"]) == 20 for trace in figure["data"])
+        assert max(figure["data"][0]["x"]) == pytest.approx(getattr(rows[0].log[-1], axis), rel=1e-4)
     losses = loss_plots(rows, labels(rows))
     assert [name for name, _ in losses] == ["DDGAN, T = 4", "DDPM", "SPI-GAN"]
     assert all(len(trace["x"]) <= 160 for _, figure in losses for trace in figure["data"])
+
+
+def test_warnings_in_training_stand_on_the_curve_and_in_words(rows: list[Row], tmp_path: Path) -> None:
+    *before, last = rows[0].log
+    last = replace(last, coverage=0.21, warnings=("coverage fell to 0.21 from 0.62 <at> 40,000 images",))
+    # The same run under a second sampler tells it only once.
+    twice = [replace(rows[0], log=(*before, last)), replace(rows[0], tag="other", log=(*before, last)), rows[3]]
+    _, parsed = made(twice, tmp_path)
+    for probe, y in (("fid", last.fid), ("coverage", 0.21)):
+        *_, marks = parsed.figures[f"learning-{probe}-images"]["data"]
+        assert (marks["name"], marks["x"]) == ("warning", [pytest.approx(last.images, rel=1e-4)])
+        assert marks["y"] == [pytest.approx(y, rel=1e-4)]
+        assert "&lt;at&gt;" in marks["text"][0] and "<br>" in marks["text"][0]
+    assert parsed.words.count("coverage fell to 0.21 from 0.62 <at> 40,000 images") == 1
+
+
+def test_the_commands_that_make_the_rows(rows: list[Row], tmp_path: Path) -> None:
+    config = {**rows[0].config, "command": "trilemma train ddgan --data '<my> photos'"}
+    protocol = {**rows[0].protocol, "command": "trilemma evaluate runs/it --steps 4"}
+    run = tmp_path / "a run"
+    told = [replace(rows[0], run=run, tag=tag, config=config, protocol=protocol) for tag in ("default", "other")]
+    text, _ = made([*told, rows[3]], tmp_path)
+    inside = html.unescape(text.split("<pre", 1)[1].split("</pre>")[0])
+    assert inside.count("trilemma train ddgan --data '<my> photos' --out '" + str(run) + "'\n") == 1
+    assert inside.count("trilemma evaluate runs/it --steps 4\n") == 1
 
 
 def test_sentences_come_from_the_numbers(rows: list[Row]) -> None:
@@ -272,3 +302,65 @@ def test_nothing_half_written_and_clear_refusals(rows: list[Row], tmp_path: Path
         write_report([], out, "t", "c")
     with pytest.raises(RunError, match="cannot write"):
         write_report(rows[:1], out / "below-a-file.html", "t", "c")
+
+
+# What others published
+
+
+@pytest.fixture(scope="module")
+def cifar(rows: list[Row]) -> list[Row]:
+    return [replace(row, protocol={**row.protocol, "data": "cifar10"}) for row in rows]
+
+
+def test_published_figures_are_hidden_until_asked_for(cifar: list[Row]) -> None:
+    figure, _ = trilemma_plot(cifar, labels(cifar), colours(cifar))
+    assert figure is not None
+    measured = json.loads(json.dumps(figure))
+    add_published(figure, published_for(cifar))
+    *others, layer = figure["data"]
+    assert others == measured["data"]
+    assert (layer["visible"], layer["legendgroup"], layer["name"]) == ("legendonly", "published", PUBLISHED)
+    assert layer["marker"]["color"] == "rgba(0,0,0,0)"
+    assert "other data, other hardware" in layer["name"] and figure["layout"]["showlegend"] is True
+    for axis in ("xaxis", "yaxis"):
+        assert figure["layout"][axis] == measured["layout"][axis]  # hidden dots squeeze nothing
+        assert figure["wide"][axis]["type"] == measured["layout"][axis]["type"]
+    low, high = figure["wide"]["xaxis"]["range"]
+    assert all(low < math.log10(x) < high for trace in figure["data"] for x in trace["x"])
+    bottom, top = figure["wide"]["yaxis"]["range"]
+    scale = math.log10 if figure["wide"]["yaxis"]["type"] == "log" else float
+    assert all(top < scale(y) < bottom for trace in figure["data"] for y in trace["y"])
+
+
+def test_a_published_dot_is_where_its_tables_put_it(cifar: list[Row]) -> None:
+    figure, _ = trilemma_plot(cifar, labels(cifar), colours(cifar))
+    assert figure is not None
+    add_published(figure, published_for(cifar))
+    layer = figure["data"][-1]
+    dots = list(zip(layer["x"], layer["y"], layer["text"], strict=True))
+    assert len(dots) == 3 + 13  # those with a time and a FID
+    (ours,) = [dot for dot in dots if "<b>SPI-GAN (Ours)</b>" in dot[2]]
+    assert ours[:2] == (2500.0, 3.01)  # the time from one table, the FID from another
+    assert "Table 1 and Table 3" in ours[2] and "0.04 s for 100 images" in ours[2] and "recall 0.66" in ours[2]
+    (slow,) = [dot for dot in dots if "Score SDE (VE)" in dot[2]]
+    assert slow[:2] == (pytest.approx(100 / 423.2, rel=1e-4), 2.2)
+    assert "FID 2.20" in slow[2] and "Razig" in slow[2]
+
+
+def test_published_figures_stand_apart(cifar: list[Row], tmp_path: Path) -> None:
+    out = write_report(cifar, tmp_path / "full.html", "MNIST race", "c", published=published_for(cifar))
+    page, (_, bare) = Page(out.read_text("utf-8")), made(cifar, tmp_path)
+    above, below = page.words.split("Published figures, not measured here")
+    assert "Score SDE" not in above and "Score SDE" in below and "423.2" in below and "PGGAN" not in below
+    assert above.split("The trilemma")[0] == bare.words.split("The trilemma")[0]  # headline, corners and findings
+    assert [tag for tag in page.all("table") if tag.get("id") == "scores"]
+    for table in ("Table 1", "Table 3", "Model comparison on CIFAR-10 (b)"):
+        assert table in below
+    assert "Table 2" not in below  # of other data
+    assert len(page.figures["trilemma-images"]["data"]) == len(bare.figures["trilemma-images"]["data"]) + 1
+
+
+def test_without_published_figures_nothing_is_said_of_them(page: tuple[str, Page]) -> None:
+    _, parsed = page
+    assert "Published figures" not in parsed.words and PUBLISHED not in parsed.scripts[0]
+    assert "wide" not in parsed.figures["trilemma-images"]

@@ -15,8 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trilemma.errors import RunError
-from trilemma.rows import Kind, LogPoint, Row, Scores
+from trilemma.errors import ConfigError, RunError
+from trilemma.rows import Kind, LogPoint, Row, Scores, differences
 
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
@@ -30,6 +30,21 @@ def read_rows(runs: Sequence[Path]) -> list[Row]:
     return [row for folder in folders.values() for row in _read_run(folder)]
 
 
+def refuse_unequal(rows: Sequence[Row]) -> None:
+    """Refuse rows whose quality scores were not made under one protocol.
+
+    Raises:
+        ConfigError: naming the fields that differ, their values and whose they are.
+    """
+    unequal = [difference for difference in differences(rows) if difference.affects == "quality"]
+    if unequal:
+        told = "; ".join(f"{one.name} is {' and '.join(one.told())}" for one in unequal)
+        raise ConfigError(
+            f"these rows were not scored alike: {' '.join(told.split())}; evaluate them under one protocol, "
+            "or compare them all the same with --force, which marks what differs"
+        )
+
+
 def _expand(path: Path) -> list[Path]:
     """The run folders that ``path`` stands for."""
     if not path.exists():
@@ -40,6 +55,7 @@ def _expand(path: Path) -> list[Path]:
     if not inner:
         what = "no config.json" if path.is_dir() else "it is a file"
         remedy = "give a folder that trilemma train has written, or one that holds such folders"
+        remedy += "; images are scored first, by trilemma evaluate"
         raise RunError(f"{path} is not a run folder: {what}; {remedy}")
     return inner
 
@@ -59,7 +75,7 @@ def _read_run(run: Path) -> list[Row]:
     config = _read_object(run / "config.json", "train again or restore the file")
     evaluations = [path for path in [run / "eval.json"] if path.is_file()]
     evaluations += sorted((path for path in run.glob("eval-*.json") if path.is_file()), key=_natural)
-    command = f"trilemma evaluate {shlex.quote(str(run))}"
+    command = _command(run, config)
     if not evaluations:
         raise RunError(f"{run} has not been evaluated: {command}")
     log = _read_log(run / "log.jsonl")
@@ -101,7 +117,34 @@ def _read_row(run: Path, path: Path, config: Mapping[str, Any], log: tuple[LogPo
         log=log,
         samples=_existing(pictures / "samples.png"),
         trajectory=_existing(pictures / "trajectory.png"),
+        neighbours=_existing(pictures / "neighbours.png"),
+        worst=_existing(pictures / "worst.png"),
+        intervals=_intervals(content.get("intervals"), path, remedy),
     )
+
+
+def _command(run: Path, config: Mapping[str, Any]) -> str:
+    """What to type to get the scores."""
+    images, data = config.get("images"), config.get("data")
+    if config.get("kind") != "images" or not isinstance(images, dict) or not isinstance(data, dict):
+        return f"trilemma evaluate {shlex.quote(str(run))}"
+    source, reference = str(images.get("path")), str(data.get("path") or data.get("name"))
+    return f"trilemma evaluate {shlex.quote(source)} --data {shlex.quote(reference)} --out {shlex.quote(str(run))}"
+
+
+def _intervals(found: object, path: Path, remedy: str) -> dict[str, tuple[float, float]]:
+    """Score to (low, high); an interval that could not be computed is left out. Files without intervals have none."""
+    if not isinstance(found, dict):
+        if found is not None:
+            raise RunError(f"{path}: intervals is {found!r}, not an object; {remedy}")
+        return {}
+    result = {}
+    for name, ends in found.items():
+        if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
+            raise RunError(f"{path}: the interval of {name!r} is {ends!r}, not two numbers; {remedy}")
+        if None not in ends:
+            result[str(name)] = (float(ends[0]), float(ends[1]))
+    return result
 
 
 def _read_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -131,7 +174,7 @@ def _read_log(path: Path) -> tuple[LogPoint, ...]:
             raise RunError(f"{path} line {number} is not JSON ({_one_line(error)}); remove that line") from error
         if not isinstance(entry, dict):
             raise RunError(f"{path} line {number} is not a JSON object; remove that line")
-        losses = entry.get("losses")
+        losses, watch, warnings = entry.get("losses"), entry.get("watch"), entry.get("warnings")
         points.append(
             LogPoint(
                 step=int(_number(entry, "step") or 0),
@@ -141,6 +184,8 @@ def _read_log(path: Path) -> tuple[LogPoint, ...]:
                 if isinstance(losses, dict)
                 else {},
                 fid=_number(entry, "fid"),
+                coverage=_number(watch, "coverage") if isinstance(watch, dict) else None,
+                warnings=tuple(str(warning) for warning in warnings) if isinstance(warnings, list) else (),
             )
         )
     return tuple(points)

@@ -9,19 +9,24 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trilemma.rows import Column, Row, columns, differences, ranking
+from trilemma.rows import Column, Row, columns, differences, ranking, ties
 
 BELOW = {"method": "sampler", "fid": "kid", "precision": "recall"}
 """Columns that share one, first above second: so all of them fit a terminal of 80."""
 
 
 def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
-    """The rows as a rich table, best values in bold, unequal conditions below it; print it where you like."""
+    """The rows as a rich table; print it where you like.
+
+    Best values are bold, and so are those that are not significantly different. Below it are unequal conditions and, in
+    words, what cannot be told apart.
+    """
     unequal = differences(rows)
-    caption = Text("\n".join(f"! {difference.sentence()}" for difference in unequal), style="yellow")
+    notes = [(f"! {difference.sentence()}", "yellow") for difference in unequal]
+    notes += [(f"= {sentence}", "") for sentence in ties(rows, unequal)]
     table = Table(
         title=None if title is None else Text(title, style="bold"),
-        caption=caption if unequal else None,
+        caption=Text("\n").join(Text(note, style=style) for note, style in notes) if notes else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -38,7 +43,9 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for stack in stacks:
         first = stack[0]
         side: Literal["right", "left"] = "right" if first.is_number else "left"
-        table.add_column(_heading(stack), justify=side, no_wrap=first.key != "method", overflow="fold")
+        # A figure with its interval may take two lines on a narrow terminal; one without would only be torn apart.
+        wraps = first.key == "method" or any(column.key in row.intervals for column in stack for row in rows)
+        table.add_column(_heading(stack), justify=side, no_wrap=not wraps, overflow="fold")
     for i, row in enumerate(rows):
         table.add_row(*(_cell(row, stack, [i in best[column.key] for column in stack]) for stack in stacks))
     return table
@@ -61,7 +68,7 @@ def _cell(row: Row, stack: Sequence[Column], best: Sequence[bool]) -> Text:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, best values in bold, unequal conditions listed below it."""
+    """The rows as a Markdown table, best values in bold; unequal conditions and what is tied are listed below it."""
     unequal = differences(rows)
     shown = columns(rows)
     best = {column.key: ranking(rows, column, unequal) for column in shown}
@@ -72,8 +79,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     for i, row in enumerate(rows):
         cells = [_escape(column.text(row)) for column in shown]
         lines.append(_line(f"**{cell}**" if i in best[c.key] else cell for c, cell in zip(shown, cells, strict=True)))
-    if unequal:
-        lines += ["", *(f"- Not equal: {_escape(difference.sentence())}" for difference in unequal)]
+    notes = [f"- Not equal: {_escape(difference.sentence())}" for difference in unequal]
+    notes += [f"- {_escape(sentence)}" for sentence in ties(rows, unequal)]
+    if notes:
+        lines += ["", *notes]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ are escaped in the markup, in the JSON the scripts read, and in plot labels.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,20 @@ from trilemma.files import write_atomically
 from trilemma.report import plots
 from trilemma.report.headline import corners, findings, headline, told
 from trilemma.report.pictures import Picture, embed
-from trilemma.rows import Difference, Row, columns, count, differences, duration, labels, plain, ranking, training
+from trilemma.rows import (
+    Difference,
+    Published,
+    Row,
+    columns,
+    count,
+    differences,
+    duration,
+    labels,
+    plain,
+    ranking,
+    ties,
+    training,
+)
 
 LARGEST_PAGE = 5_900_000  # bytes
 ROOM_FOR_TEXT = 100_000  # bytes kept for what is added after the pictures have been chosen
@@ -41,11 +55,12 @@ _FIELDS: tuple[tuple[str, str], ...] = (
     ("hardware", "Hardware"),
     ("versions", "Versions"),
 )
-_SHOWN_ELSEWHERE = {"parameters", "training_seconds", "training_images", "seconds"}
+_SHOWN_ELSEWHERE = {"cautions", "command", "parameters", "training_seconds", "training_images", "seconds"}
 
 
-def write_report(rows: Sequence[Row], out: Path, title: str, command: str) -> Path:
+def write_report(rows: Sequence[Row], out: Path, title: str, command: str, published: Sequence[Published] = ()) -> Path:
     """Writes the page for ``rows`` to ``out`` and returns it; ``command`` is what to type to make it again.
+    ``published`` rows are shown apart from all others, and ranked nowhere.
 
     Raises RunError when there is no row, or ``out`` cannot be written.
     """
@@ -53,19 +68,20 @@ def write_report(rows: Sequence[Row], out: Path, title: str, command: str) -> Pa
         raise RunError("nothing to report: give at least one evaluated run folder")
     if out.is_dir():
         raise RunError(f"{out} is a folder: give a file name, for example {out / 'report.html'}")
-    text = render(rows, title, command)
+    text = render(rows, title, command, published)
     return write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def render(rows: Sequence[Row], title: str, command: str) -> str:
+def render(rows: Sequence[Row], title: str, command: str, published: Sequence[Published] = ()) -> str:
     """The whole page as text."""
     names, unequal, shades = labels(rows), differences(rows), plots.colours(rows)
     kinds = list(dict.fromkeys(row.kind for row in rows))
     figures: list[dict[str, Any]] = []
-    trilemmas = [_trilemma(kind, rows, names, shades, figures) for kind in kinds]
-    learning = plots.learning_plot(rows, names, shades)
-    if learning:
-        figures.append({"id": "learning", "figure": learning})
+    trilemmas = [_trilemma(kind, rows, names, shades, figures, published) for kind in kinds]
+    learning = []
+    for probe, axis, words, figure in plots.learning_plots(rows, names, shades):
+        figures.append({"id": f"learning-{probe}-{axis}", "figure": figure})
+        learning.append({"id": f"learning-{probe}-{axis}", "probe": probe, "words": words})
     losses = []
     for k, (name, figure) in enumerate(plots.loss_plots(rows, names)):
         figures.append({"id": f"losses-{k}", "figure": figure})
@@ -80,10 +96,15 @@ def render(rows: Sequence[Row], title: str, command: str) -> str:
         "warnings": [difference.sentence() for difference in unequal],
         "trilemmas": trilemmas,
         "table": _table(rows, shades, unequal),
+        "ties": ties(rows, unequal),
+        "cautions": _cautions(rows),
+        "published": _published(published),
         "losses": losses,
-        "has_learning": learning is not None,
+        "learning": learning,
+        "warned": _warned(rows, names),
         "without_log": [name for row, name in zip(rows, names, strict=True) if not row.log],
         "provenance": _provenance(rows),
+        "commands": _commands(rows),
         "names": names,
         "shades": shades,
         "figures": figures,
@@ -105,25 +126,33 @@ def render(rows: Sequence[Row], title: str, command: str) -> str:
 
 
 def _trilemma(
-    kind: str, rows: Sequence[Row], names: Sequence[str], shades: Sequence[str], figures: list[dict[str, Any]]
+    kind: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    shades: Sequence[str],
+    figures: list[dict[str, Any]],
+    published: Sequence[Published],
 ) -> dict[str, Any]:
     chosen = [i for i, row in enumerate(rows) if row.kind == kind]
     figure, left_out = plots.trilemma_plot(
         [rows[i] for i in chosen], [names[i] for i in chosen], [shades[i] for i in chosen]
     )
     if figure:
+        if kind == "images":
+            plots.add_published(figure, published)
         figures.append({"id": f"trilemma-{kind}", "figure": figure})
     return {
         "id": f"trilemma-{kind}",
         "kind": kind,
         "drawn": figure is not None,
         "front": bool(figure and figure["front"]),
+        "published": bool(figure and "wide" in figure),
         "left_out": left_out,
     }
 
 
 def _table(rows: Sequence[Row], shades: Sequence[str], unequal: Sequence[Difference]) -> dict[str, Any]:
-    shown = columns(rows)
+    shown = columns(rows, details=True)
     best = {column.key: ranking(rows, column, unequal) for column in shown}
     return {
         "columns": shown,
@@ -145,9 +174,30 @@ def _table(rows: Sequence[Row], shades: Sequence[str], unequal: Sequence[Differe
     }
 
 
+def _cautions(rows: Sequence[Row]) -> list[str]:
+    """What too few samples do to the scores, each said once."""
+    told: dict[str, None] = {}
+    for row in rows:
+        found = row.protocol.get("cautions")
+        for key, reason in found.items() if isinstance(found, dict) else ():
+            heading = next((column.heading for column in columns([row], details=True) if column.key == key), key)
+            told[f"{heading}: {reason}"] = None
+    return list(told)
+
+
+def _published(entries: Sequence[Published]) -> list[dict[str, Any]]:
+    """The printed tables, each with its source and its cells as printed."""
+    tables: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
+        about = f"{entry.data}, {entry.size} x {entry.size} pixels. {entry.note}".strip()
+        table = {"title": f"{entry.source}: {entry.table}", "about": about, "columns": entry.columns, "rows": []}
+        tables.setdefault((entry.source, entry.table), table)["rows"].append(entry.cells)
+    return list(tables.values())
+
+
 def _cards(rows: Sequence[Row], names: Sequence[str], shades: Sequence[str], budget: int) -> list[dict[str, Any]]:
     """What the samples and trajectory sections show of each row. With a budget of 0 no picture is read."""
-    paths = [path for row in rows for path in (row.samples, row.trajectory)]
+    paths = [path for row in rows for path in (row.samples, row.trajectory, row.neighbours, row.worst)]
     pictures = embed(paths, budget) if budget else [Picture(None)] * len(paths)
     return [
         {
@@ -155,11 +205,35 @@ def _cards(rows: Sequence[Row], names: Sequence[str], shades: Sequence[str], bud
             "shade": shades[i],
             "row": row,
             "scores": " · ".join(text for _, text in told(row)),
-            "samples": pictures[2 * i],
-            "trajectory": pictures[2 * i + 1],
+            "samples": pictures[4 * i],
+            "trajectory": pictures[4 * i + 1],
+            "neighbours": pictures[4 * i + 2],
+            "worst": pictures[4 * i + 3],
         }
         for i, row in enumerate(rows)
     ]
+
+
+def _warned(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each run's warnings in training, with the run's name and the images it had seen."""
+    runs = {row.run: (row, name) for row, name in reversed(list(zip(rows, names, strict=True)))}
+    return [
+        (name, f"{count(point.images)} images: {words}")
+        for row, name in reversed(runs.values())
+        for point in row.log
+        for words in point.warnings
+    ]
+
+
+def _commands(rows: Sequence[Row]) -> list[str]:
+    """What to type to make the rows again, in order; a run without its command (an older one) has none."""
+    told: dict[str, None] = {}
+    for row in rows:
+        trained, scored = row.config.get("command"), row.protocol.get("command")
+        out = f" --out {shlex.quote(str(row.run))}"
+        told |= {trained + out: None} if isinstance(trained, str) else {}
+        told |= {scored: None} if isinstance(scored, str) else {}
+    return list(told)
 
 
 def _provenance(rows: Sequence[Row]) -> list[dict[str, Any]]:

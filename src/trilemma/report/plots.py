@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-from trilemma.rows import Row, column, columns, significant
+from trilemma.rows import Published, Row, column, columns, significant
 
 Figure = dict[str, Any]
 
 PALETTE = ("#3f83e8", "#e0702e", "#1fa187", "#c45ab3", "#b8931f", "#7d6bd6", "#d1495b", "#5b93a7")
 SYMBOLS = ("circle", "diamond", "hexagon", "pentagon", "square")
+PUBLISHED = "Published (other data, other hardware)"
+_PRINTED = (("fid", "FID"), ("recall", "recall"), ("inception_score", "IS"), ("nfe", "NFE"))  # told of a published row
 DASHES = ("solid", "dash", "dot", "dashdot")
 SMALLEST_DOT = 9.0
 LARGEST_DOT = 54  # pixels across, for a recall of 1
@@ -84,20 +87,125 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
     return {"data": data, "layout": layout, "front": len(front) > 1}, left_out
 
 
-def learning_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[str]) -> Figure | None:
-    """The quick FID probed during training, over seconds of training; None where no log has one."""
-    data = []
+def add_published(figure: Figure, entries: Sequence[Published]) -> None:
+    """Published rows in a trilemma plot of images: hollow grey dots, one trace, hidden until its name in the legend is
+    selected. ``figure["wide"]`` are axes that hold them as well: the plot's own are made for the measured rows.
+    """
+    places = [place for entry in entries if (place := _published_place(entry, entries)) is not None]
+    if not places:
+        return
+    layout, log_y = figure["layout"], figure["layout"]["yaxis"]["type"] == "log"
+    xs = [x for trace in figure["data"] for x in trace["x"]] + [x for x, _, _, _ in places]
+    ys = [y for trace in figure["data"] for y in trace["y"]] + [y for _, y, _, _ in places]
+    x_range = _padded([math.log10(x) for x in xs], 0.09, 0.35)
+    y_range = _reversed_range(ys, log_y)
+    figure["wide"] = {
+        "xaxis": {"title": dict(layout["xaxis"]["title"]), "range": x_range, **_scale(True, x_range)},
+        "yaxis": {"title": dict(layout["yaxis"]["title"]), "range": y_range, **_scale(log_y, y_range)},
+    }
+    figure["data"].append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": PUBLISHED,
+            "legendgroup": "published",
+            "visible": "legendonly",
+            "x": [_short(x) for x, _, _, _ in places],
+            "y": [_short(y) for _, y, _, _ in places],
+            "text": [words for _, _, _, words in places],
+            "marker": {
+                "size": [_size(recall) for _, _, recall, _ in places],
+                "color": "rgba(0,0,0,0)",
+                "line": {"color": "#8b93a1", "width": 1.5},
+            },
+            "hovertemplate": "%{text}<extra></extra>",
+        }
+    )
+    layout["showlegend"] = True
+    layout["legend"] = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "itemsizing": "constant"}
+
+
+def _published_place(entry: Published, entries: Sequence[Published]) -> tuple[float, float, float | None, str] | None:
+    """Images a second, FID, recall and words of a row with a time, its scores from another table of the same source if
+    need be; None without a time or without a FID."""
+    speed = entry.images_per_second
+    twins = [e for e in entries if (e.source, e.data, e.method) == (entry.source, entry.data, entry.same)]
+    scored = next((e for e in (entry, *twins) if e.value("fid") is not None), None)
+    if speed is None or scored is None:
+        return None
+    fid = scored.value("fid")
+    assert fid is not None
+    told = [f"{name} {scored.scores[key]}" for key, name in _PRINTED if scored.value(key) is not None]
+    tables = " and ".join(dict.fromkeys((scored.table, entry.table)))
+    words = [
+        f"<b>{_safe(entry.method)}</b>",
+        _safe(f"{entry.source}: {tables}"),
+        *map(_safe, told),
+        _safe(f"{entry.scores['seconds']} s for {entry.batch} images"),
+        _safe(entry.note),
+    ]
+    return speed, fid, scored.value("recall"), "<br>".join(word for word in words if word)
+
+
+LEARNING: tuple[tuple[str, str, str], ...] = (("fid", "quick FID", "FID"), ("coverage", "coverage", "coverage"))
+
+
+def learning_plots(
+    rows: Sequence[Row], labels: Sequence[str], shades: Sequence[str]
+) -> list[tuple[str, str, str, Figure]]:
+    """What was probed during training, over seconds and over images: (probe, axis, words, figure) where logs have it.
+
+    Crosses mark where the run warned of something; the words are in their hover text.
+    """
+    found = []
+    for probe, title, short in LEARNING:
+        for axis, unit in (("seconds", "s"), ("images", "images")):
+            figure = _learning_plot(rows, labels, shades, (probe, title, short), (axis, unit))
+            if figure:
+                found.append((probe, axis, f"{title} over {axis} of training", figure))
+    return found
+
+
+def _learning_plot(
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    shades: Sequence[str],
+    probe: tuple[str, str, str],
+    axis: tuple[str, str],
+) -> Figure | None:
+    key, title, short = probe
+    data, marks = [], []
     for i, dash in _runs(rows):
-        probes = [(point.seconds, point.fid) for point in rows[i].log if _finite(point.seconds) and _finite(point.fid)]
-        if probes:
-            data.append(_curve(labels[i], shades[i], dash, probes, "FID %{y:.3~g} after %{x:.3~g} s", markers=True))
+        places = [(getattr(point, axis[0]), getattr(point, key), point.warnings) for point in rows[i].log]
+        known = [(x, y, warnings) for x, y, warnings in places if _finite(x) and _finite(y)]
+        if known:
+            hover = f"{short} %{{y:.3~g}} after %{{x:.3~s}} {axis[1]}"
+            data.append(_curve(labels[i], shades[i], dash, [(x, y) for x, y, _ in known], hover, markers=True))
+            marks += [(x, y, labels[i], words) for x, y, warnings in known for words in warnings]
     if not data:
         return None
     values = [y for trace in data for y in trace["y"]]
-    log_y = min(values) > 0 and max(values) > 6 * min(values)
+    log_y = key == "fid" and min(values) > 0 and max(values) > 6 * min(values)
+    if marks:
+        data.append(_crosses(marks))
+    layout = _time_layout(f"{title}{' (log)' if log_y else ''}", values if log_y else None)
+    layout["xaxis"]["title"] = {"text": f"{axis[0]} of training"}
+    return {"data": data, "layout": layout}
+
+
+def _crosses(marks: Sequence[tuple[float, float, str, str]]) -> dict[str, Any]:
+    """Where runs warned, and of what."""
     return {
-        "data": data,
-        "layout": _time_layout(f"quick FID{' (log)' if log_y else ''}", values if log_y else None),
+        "type": "scatter",
+        "mode": "markers",
+        "name": "warning",
+        "x": [_short(x) for x, _, _, _ in marks],
+        "y": [_short(y) for _, y, _, _ in marks],
+        "text": [
+            "<br>".join(_safe(line) for line in textwrap.wrap(f"{who}: {words}", 60)) for _, _, who, words in marks
+        ],
+        "marker": {"symbol": "x", "size": 11, "color": "#d1495b"},
+        "hovertemplate": "%{text}<extra></extra>",
     }
 
 
@@ -301,6 +409,10 @@ def _finite(value: float | None) -> TypeGuard[float]:
 def _short(value: float) -> float:
     """Five significant digits: more would only make the page larger."""
     return float(f"{value:.5g}")
+
+
+def _wrapped(text: str) -> str:
+    return "<br>".join(_safe(line) for line in textwrap.wrap(text, 60))
 
 
 def _safe(text: str) -> str:
