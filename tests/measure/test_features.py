@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from trilemma.data import load_data
 from trilemma.errors import ConfigError, ExtractorError
 from trilemma.measure.digits_cnn import DigitsCNN, save, sklearn_digits
 from trilemma.measure.features import WEIGHTS, default_extractor, extract, load_extractor
+from trilemma.measure.fidelity import fid_only
 from trilemma.types import DataSpec
 
 GRAY = DataSpec("images", 1, 28, 28)
@@ -94,6 +101,26 @@ def test_inception_with_weights_by_file(inception_weights: Path) -> None:
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(ExtractorError, match="1 or 3 channels, got 2"):
         extractor.features(gray.repeat(1, 2, 1, 1))
+
+
+@pytest.mark.slow
+def test_the_fid_of_folders_is_that_of_torch_fidelitys_command(inception_weights: Path, tmp_path: Path) -> None:
+    """Colour images as PNGs in two folders. The weights are drawn anew: the published ones are a download."""
+    for name, seed in (("a", 0), ("b", 1)):
+        draw = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(24, 3, 8, 8, generator=draw)
+        images = (F.interpolate(coarse, (40, 40), mode="bilinear") * (200 + 55 * seed)).to(torch.uint8)
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(image).save(tmp_path / name / f"{i:02d}.png")
+    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--cpu", "--fid", "--json", "--silent", "--no-cache"]
+    command += ["--input1", str(tmp_path / "a"), "--input2", str(tmp_path / "b")]
+    command += ["--feature-extractor-weights-path", str(inception_weights)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    theirs = json.loads(done.stdout[done.stdout.index("{") :])["frechet_inception_distance"]
+    extractor = load_extractor("inception", inception_weights)
+    sets = [extract(load_data(str(tmp_path / name)).x, extractor) for name in "ab"]
+    assert fid_only(sets[0], sets[1]) == pytest.approx(theirs, rel=1e-4)
 
 
 def test_files_that_are_no_inception_weights(tmp_path: Path) -> None:
