@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trilemma.engine.bench import bench
 from trilemma.engine.generator import Generator
 from trilemma.errors import ConfigError, RunError, TrilemmaError
 from trilemma.measure.flops import FlopCounter
-from trilemma.measure.roofline import Roofline
+from trilemma.measure.roofline import Roofline, measure_roofline
 
 Runs = Callable[[str], Path]
 ROOF = Roofline(matmul=1e9, convolution=4e9)
@@ -100,8 +101,9 @@ def test_the_protocol_says_how(copied: Runs, roof: None) -> None:
     assert "2 a multiply-add" in protocol["flops"] and protocol["memory"] and protocol["versions"]["torch"]
 
 
-def test_the_share_of_a_measured_roof(copied: Runs) -> None:
-    """Nothing patched: a real probe in the same process."""
+def test_the_share_of_a_measured_roof(copied: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real probe in the same process."""
+    monkeypatch.setattr(module, "measure_roofline", partial(measure_roofline, limit_seconds=0))
     (row,) = quick([copied("points")], repeats=1)[0]["rows"]
     assert all(0 < entry["share_of_roofline"] < 1.5 for entry in row["batches"])
 

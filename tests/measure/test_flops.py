@@ -83,3 +83,14 @@ def test_hooks_are_gone_after_an_error() -> None:
     with FlopCounter() as counter:  # and the counter can be entered again
         network(torch.zeros(1, 2))
     assert counter.total == 8
+
+
+def test_a_gradient_penalty_can_be_counted() -> None:
+    """The gradient with respect to an input that is a leaf, and the gradient of its norm, as R1 takes them."""
+    network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    x = torch.randn(2, 4, requires_grad=True)
+    with FlopCounter() as counter:
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        assert counter.total == 2 * (2 * 2 * 4 * 3 + 2 * 2 * 3 * 1)
+        gradient.square().sum().backward()
+    assert counter.total > 2 * (2 * 2 * 4 * 3 + 2 * 2 * 3 * 1)

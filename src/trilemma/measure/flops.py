@@ -29,6 +29,19 @@ def _attention_backward(_: Any, q: Sequence[int], k: Sequence[int], v: Sequence[
     return 2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
 
 
+class _NoModules:
+    """In place of torch's tracker of modules, which cannot follow ``autograd.grad`` with respect to an input,
+    as R1 and path lengths take it: all is counted under one name."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Nothing to watch."""
+
+    def __exit__(self, *_: Any) -> None:
+        """Nothing to undo."""
+
+
 class FlopCounter:
     """Counts inside a ``with`` block; backward passes that run there count, too."""
 
@@ -41,6 +54,7 @@ class FlopCounter:
                 aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
             },
         )
+        self._mode.mod_tracker = _NoModules()
 
     @property
     def total(self) -> int:
