@@ -46,6 +46,7 @@ def train(  # noqa: PLR0913
     recipe: str | None = None,
     minutes: float | None = None,
     images: int | None = None,
+    flops: float | None = None,
     seed: int = 0,
     resume: bool = False,
     size: int | None = None,
@@ -64,7 +65,7 @@ def train(  # noqa: PLR0913
         data: a data set's name, a folder or zip of images, or a loaded ``Dataset``.
         out: the run folder; default runs/METHOD-DATA.
         recipe: a packaged recipe's name or a TOML file; default the method's own for the data.
-        minutes, images: the budget; default the recipe's.
+        minutes, images, flops: the budget, one of them; default the recipe's.
         options, training_options: settings in place of the recipe's.
         path: where a data set given as an object was read from, so that ``evaluate`` finds it again.
         report: called after every step with the progress.
@@ -81,6 +82,7 @@ def train(  # noqa: PLR0913
         recipe=recipe,
         minutes=minutes,
         images=images,
+        flops=flops,
         seed=seed,
         data_root=None if data_root is None else Path(data_root),
         size=size,
@@ -265,6 +267,7 @@ def race(  # noqa: PLR0913
     out: Path | str | None = None,
     minutes: float | None = None,
     images: int | None = None,
+    flops: float | None = None,
     samples: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -293,7 +296,7 @@ def race(  # noqa: PLR0913
     taken = [str(row.folder) for row in rows if Run(row.folder).config_path.is_file()]
     if taken and not resume:
         raise RunError(f"{', '.join(taken)} from an earlier race: go on with --resume or choose another --out")
-    if minutes is None and images is None:
+    if minutes is None and images is None and flops is None:
         minutes, images = _race_budget(rows)
     loaded = _race_data(data, rows, size, None if data_root is None else Path(data_root))
     on_data(loaded)
@@ -307,6 +310,7 @@ def race(  # noqa: PLR0913
             recipe=row.recipe,
             minutes=minutes,
             images=images,
+            flops=flops,
             seed=seed,
             resume=Run(row.folder).config_path.is_file(),
             options=row.options,

@@ -50,6 +50,7 @@ class Race:
     methods: str = "ddpm,ddgan"  # comma-separated; ddgan races with its recipe's T and as a one-shot GAN
     minutes: float | None = None  # training minutes for each method
     images: int | None = None  # training images for each method, in place of minutes
+    flops: float | None = None  # training FLOPs for each method, in place of minutes: 1e15
     samples: int | None = None  # images generated for the scores (default: depends on the data)
     seed: int = 0  # of the data order, the weights and the noise
     out: Path | None = None  # folder for the runs and report.html (default: runs/race-DATA)
@@ -69,6 +70,7 @@ class Train:
     out: Path | None = None  # the run folder (default: runs/METHOD-DATA)
     minutes: float | None = None  # budget in minutes of training
     images: int | None = None  # budget in images shown
+    flops: float | None = None  # budget in floating-point operations: 1e15
     seed: int = 0  # of the data order, the weights and the noise
     resume: bool = False  # continue from the last checkpoint
     size: int | None = None  # resize and centre-crop the images to this many pixels a side

@@ -145,6 +145,7 @@ class Training:
     batch_size: int = 64  # images in one optimisation step, over all processes
     minutes: float | None = None  # default budget in minutes of training time
     images: int | None = None  # default budget in images shown; either this or minutes
+    flops: float | None = None  # default budget in floating-point operations, in place of minutes or images
     ema_decay: float = 0.999  # decay of the averaged weights, per step
     ema_share: float = 0.0  # above 0: the average's half-life is at most this share of the steps so far
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast
@@ -160,6 +161,7 @@ class Training:
             (self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}"),
             (self.minutes is None or self.minutes > 0, f"minutes must be positive, not {self.minutes}"),
             (self.images is None or self.images > 0, f"images must be positive, not {self.images}"),
+            (self.flops is None or self.flops > 0, f"flops must be positive, not {self.flops}"),
             (0.0 <= self.ema_decay < 1.0, f"ema_decay must be in [0, 1), not {self.ema_decay}"),
             (self.ema_share >= 0.0, f"ema_share must not be negative, not {self.ema_share}"),
             (self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}"),

@@ -399,7 +399,7 @@ def differences(rows: Sequence[Row]) -> tuple[Difference, ...]:
         if len(groups) > 1:
             values = tuple((shown[canonical], tuple(who)) for canonical, who in groups.items())
             found.append(Difference(condition.name, condition.affects, values))
-    if not (_level(row.training_images for row in rows) or _level(row.training_seconds for row in rows)):
+    if not any(_level(budget) for budget in _budgets(rows)):
         budgets: dict[str, list[str]] = {}
         for label, row in zip(names, rows, strict=True):
             budgets.setdefault(training(row), []).append(label)
@@ -456,6 +456,15 @@ def _tied(row: Row, best: Row, contest: Column) -> bool:
 def _scored(row: Row, affects: Affects) -> bool:
     """Whether the row has a score of that kind."""
     return any(column.affects == affects and column.value(row) is not None for column in COLUMNS)
+
+
+def _budgets(rows: Sequence[Row]) -> Iterable[list[float | None]]:
+    """What each row was given, by each measure; FLOPs only where any are stated."""
+    yield [row.training_images for row in rows]
+    yield [row.training_seconds for row in rows]
+    flops = [row.protocol.get("training_flops") for row in rows]
+    if any(flops):
+        yield [value if isinstance(value, int | float) else None for value in flops]
 
 
 def _level(values: Iterable[float | None]) -> bool:

@@ -18,10 +18,12 @@ SECONDS = st.floats(0, 1e9, allow_subnormal=False)
     ("settings", "words"),
     [
         ({"minutes": 1.0, "images": 5}, "give either --minutes or --images, not both"),
-        ({}, "give --minutes or --images"),
+        ({"images": 5, "flops": 1.0}, "give one of --minutes, --images and --flops, not two"),
+        ({}, "give --minutes or --images, or --flops"),
         ({"minutes": 0.0}, "--minutes must be positive"),
         ({"minutes": float("nan")}, "--minutes must be positive"),
         ({"images": -3}, "--images must be positive, not -3"),
+        ({"flops": 0.0}, "--flops must be positive"),
     ],
 )
 def test_what_is_no_budget_is_refused(settings: dict[str, float], words: str) -> None:
@@ -39,7 +41,13 @@ def test_a_budget_of_minutes_ignores_the_images(minutes: float, shown: int, seco
     assert Budget(minutes=minutes).fraction(shown, seconds) == pytest.approx(seconds / 60 / minutes)
 
 
+@given(st.floats(1, 1e30), st.integers(0, 10**10), SECONDS, st.integers(0, 10**20))
+def test_a_budget_of_flops_ignores_images_and_clock(flops: float, shown: int, seconds: float, spent: int) -> None:
+    assert Budget(flops=flops).fraction(shown, seconds, spent) == spent / flops
+
+
 def test_a_budget_in_words() -> None:
+    assert str(Budget(flops=2.5e15)) == "2.5e+15 FLOPs"
     assert str(Budget(images=1_234_567)) == "1,234,567 images"
     assert str(Budget(minutes=1.5)) == "1.5 minutes"
 

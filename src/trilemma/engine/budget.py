@@ -1,4 +1,4 @@
-"""How much training a run gets: minutes of training time or images shown, and what share of it is spent.
+"""How much training a run gets: minutes of training time, images shown or FLOPs, and what share of it is spent.
 
 The clock counts time trained, not time since the start: it stops for snapshots, scores and checkpoints, and goes on
 where it stopped when a run is resumed.
@@ -14,25 +14,33 @@ from trilemma.config import require
 
 @dataclass(frozen=True)
 class Budget:
-    """Either ``minutes`` or ``images``."""
+    """One of ``minutes``, ``images`` and ``flops``."""
 
     minutes: float | None = None
     images: int | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
+        given = sum(value is not None for value in (self.minutes, self.images, self.flops))
         require(self.minutes is None or self.images is None, "give either --minutes or --images, not both")
-        require(self.minutes is not None or self.images is not None, "give --minutes or --images")
+        require(given <= 1, "give one of --minutes, --images and --flops, not two")
+        require(given == 1, "give --minutes or --images, or --flops")
         require(self.minutes is None or self.minutes > 0, f"--minutes must be positive, not {self.minutes}")
         require(self.images is None or self.images > 0, f"--images must be positive, not {self.images}")
+        require(self.flops is None or self.flops > 0, f"--flops must be positive, not {self.flops}")
 
-    def fraction(self, images: int, seconds: float) -> float:
+    def fraction(self, images: int, seconds: float, flops: float = 0.0) -> float:
         """The share spent, 0 at the start and 1 (or more) at the end."""
+        if self.flops is not None:
+            return flops / self.flops
         if self.images is not None:
             return images / self.images
         assert self.minutes is not None
         return seconds / (60.0 * self.minutes)
 
     def __str__(self) -> str:
+        if self.flops is not None:
+            return f"{self.flops:g} FLOPs"
         return f"{self.images:,} images" if self.images is not None else f"{self.minutes:g} minutes"
 
 

@@ -255,7 +255,8 @@ def _draw(  # noqa: PLR0917
 
 
 def _trained(run: Run) -> dict[str, Any]:
-    """How long and on how many images the run was trained, from its log."""
+    """How long, on how many images and with how many FLOPs the run was trained, from its log."""
     log = run.read_log()
     last = log[-1] if log else {}
-    return {"training_seconds": last.get("seconds"), "training_images": last.get("images")}
+    told = {"training_seconds": last.get("seconds"), "training_images": last.get("images")}
+    return told | ({"training_flops": last["flops"]} if "flops" in last else {})

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -33,6 +34,7 @@ from trilemma.engine.checkpoint import (
 )
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.run import Run
+from trilemma.engine.training_flops import TrainingFlops
 from trilemma.errors import ConfigError, NonFiniteError, RunError, nearest
 from trilemma.measure.watch import Watch, alarms
 from trilemma.methods.base import Method, Tools
@@ -53,6 +55,7 @@ class Progress:
     step: int = 0
     images: int = 0
     seconds: float = 0.0
+    flops: int | None = 0  # over all processes; None: not known, for the start was not counted
     fraction: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
@@ -115,6 +118,7 @@ class Trainer:
         self.method.train()  # after the generator, which shares networks with it
         self.progress = Progress()
         self.clock = Clock()
+        self.flops = TrainingFlops(method.networks())
         self._losses: Mapping[str, Tensor] = {}
         self._logged_at, self._logged_step = -math.inf, -1
         self._saved_at = 0.0
@@ -158,19 +162,27 @@ class Trainer:
 
     def _fraction(self) -> float:
         """The share of the budget spent, agreed by all processes."""
-        fraction = self.budget.fraction(self.progress.images, self.clock.seconds)
+        fraction = self._spent()
         if self.accelerator.num_processes > 1:
             agreed = broadcast(torch.tensor([fraction], dtype=torch.float64, device=self.accelerator.device))
             fraction = float(agreed.item())
         return fraction
 
+    def _spent(self) -> float:
+        """The share of the budget spent, by this process's clock."""
+        return self.budget.fraction(self.progress.images, self.clock.seconds, self.progress.flops or 0)
+
     def _step(self, fraction: float) -> None:
-        self._losses = self.method.step(self._batch(), fraction, self.tools)
+        batch = self._batch()
+        with self.flops.step():
+            self._losses = self.method.step(batch, fraction, self.tools)
         self.average.update_parameters(
             nn.ModuleDict({name: self.method.networks()[name] for name in self.method.averaged})
         )
         self.progress.step += 1
         self.progress.images += self.training.batch_size
+        if self.progress.flops is not None:
+            self.progress.flops = self.flops.total * self.accelerator.num_processes
         # Reading waits for the device, so on a GPU it is done only now and then.
         if self.accelerator.device.type == "cpu" or self.progress.step % 50 == 0:
             self._read_losses()
@@ -221,7 +233,7 @@ class Trainer:
     def _after_step(self) -> None:
         progress = self.progress
         progress.seconds = self.clock.seconds
-        progress.fraction = self.budget.fraction(progress.images, progress.seconds)
+        progress.fraction = self._spent()
         if progress.seconds - self._logged_at >= LOG_SECONDS:
             self._logged_at = progress.seconds
             self._log({})
@@ -239,6 +251,8 @@ class Trainer:
         self._logged_step = progress.step
         seconds = round(progress.seconds, 3)
         record: dict[str, Any] = {"step": progress.step, "images": progress.images, "seconds": seconds}
+        if progress.flops is not None:
+            record["flops"] = progress.flops
         record |= {"losses": {name: round(value, 6) for name, value in progress.losses.items()}}
         record |= {"lr": {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}}
         if torch.cuda.is_available():
@@ -310,6 +324,8 @@ class Trainer:
             "random": random_state(),
             "progress": {"step": self.progress.step, "images": self.progress.images, "seconds": self.clock.seconds},
         }
+        if self.progress.flops is not None:
+            state["flops"] = self.flops.state()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(self.run.checkpoint_folder, state, self.progress.step, self.training.keep_checkpoints)
@@ -342,7 +358,8 @@ class Trainer:
         position = state["progress"]
         self.progress.step, self.progress.images = position["step"], position["images"]
         self.clock = Clock(position["seconds"])
-        self.progress.fraction = min(1.0, self.budget.fraction(self.progress.images, self.clock.seconds))
+        self._resume_flops(state.get("flops"), saved[-1])
+        self.progress.fraction = min(1.0, self._spent())
         self._snapshots_done = math.floor(self.progress.fraction * self.training.snapshots) + 1
         self._saved_at = self._logged_at = position["seconds"]
         self._logged_step = self.progress.step
@@ -355,6 +372,16 @@ class Trainer:
             if "watch" in record:
                 images, fraction = record["images"], self.budget.fraction(record["images"], record["seconds"])
                 self._looks.append({**record["watch"], "images": images, "fraction": fraction})
+
+    def _resume_flops(self, state: Any, saved: Path) -> None:
+        """Go on counting; a checkpoint of a version that did not count leaves the sum unknown for good."""
+        if state is not None:
+            self.flops.load_state(state)
+            self.progress.flops = self.flops.total * self.accelerator.num_processes
+            return
+        self.progress.flops = None
+        if self.budget.flops is not None:
+            raise RunError(f"{saved} has no count of FLOPs: give --minutes or --images")
 
     def _trim_log(self, step: int) -> None:
         if self.accelerator.is_main_process:

@@ -64,6 +64,7 @@ def make_plan(  # noqa: PLR0913
     recipe: str | None = None,
     minutes: float | None = None,
     images: int | None = None,
+    flops: float | None = None,
     seed: int = 0,
     data_root: Path | None = None,
     size: int | None = None,
@@ -76,11 +77,11 @@ def make_plan(  # noqa: PLR0913
     kind = method_class(method)
     options = options if options is not None else build(kind.Options, loaded.options, f"recipe {name}")
     training = training or loaded.training
-    if minutes is None and images is None:
-        minutes, images = training.minutes, training.images
-    if minutes is None and images is None:
-        raise ConfigError(f"recipe {name} has no default budget: give --minutes or --images")
-    budget = Budget(minutes=minutes, images=images)
+    if minutes is None and images is None and flops is None:
+        minutes, images, flops = training.minutes, training.images, training.flops
+    if minutes is None and images is None and flops is None:
+        raise ConfigError(f"recipe {name} has no default budget: give --minutes or --images, or --flops")
+    budget = Budget(minutes=minutes, images=images, flops=flops)
     if isinstance(data, str):
         path = data_path(data)
         data = load_data(
@@ -139,7 +140,10 @@ def train(
 def _spent(run: Run, budget: Budget) -> bool:
     """Whether a run's log says that it was trained for this budget already."""
     log = run.read_log()
-    return bool(log) and budget.fraction(log[-1]["images"], log[-1]["seconds"]) >= 1.0
+    if not log:
+        return False
+    last = log[-1]
+    return budget.fraction(last["images"], last["seconds"], last.get("flops") or 0.0) >= 1.0
 
 
 def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
@@ -188,7 +192,8 @@ def describe_data(data: Dataset, path: str | None) -> dict[str, Any]:
 
 
 def _config(plan: Plan, title: str) -> dict[str, Any]:
-    training = replace(plan.training, minutes=plan.budget.minutes, images=plan.budget.images)
+    budget = plan.budget
+    training = replace(plan.training, minutes=budget.minutes, images=budget.images, flops=budget.flops)
     return {
         "method": plan.method,
         "title": title,
