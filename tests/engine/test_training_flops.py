@@ -61,7 +61,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[FlopCounter]:
 
 @pytest.mark.parametrize(
     ("toy", "few"),
-    [(Toy(), 17), (Toy(lazy=20), 17), (Toy(phase=100), 17 + 1 + 16)],
+    [(Toy(), 2), (Toy(lazy=20), 2), (Toy(phase=100), 2 + 1 + 16)],
     ids=["lazy", "a longer cycle", "a second phase"],
 )
 def test_the_sum_is_exact_and_few_steps_are_counted(toy: Toy, few: int, counted: list[FlopCounter]) -> None:
@@ -91,7 +91,7 @@ def test_a_kind_that_never_comes_again_costs_the_mean(counted: list[FlopCounter]
     assert flops.total == (100 + 64 + 1) * PLAIN
     toy.run(flops, 1, 21)
     assert flops.total == (100 + 64 + 1 + 20) * PLAIN
-    assert len(counted) == 17 + 64
+    assert len(counted) == 2 + 64
 
 
 def test_an_error_inside_a_step_counts_nothing_and_leaves_no_hook() -> None:
@@ -118,16 +118,16 @@ def test_a_state_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spec"), [*((name, SPEC) for name in method_names()), ("ddgan", POINTS)], ids=[*method_names(), "points"]
 )
-def test_the_sum_of_each_method(name: str, spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a counter around every step, with kinds told apart from the third step on."""
-    monkeypatch.setattr(training_flops, "FIRST", 2)
+def test_the_sum_of_each_method(name: str, spec: DataSpec) -> None:
+    """Against a counter around every step."""
     method = tiny_method(name, spec)
     data = tiny_data("digits" if spec is SPEC else "gaussians")
     lent, flops, exact = tools(method), TrainingFlops(method.networks()), 0
-    for index in range(8):
+    steps = 20 if hasattr(method.options, "style_mixing") else 8  # so that each of its kinds of step comes twice
+    for index in range(steps):
         batch = data.batch(torch.arange(8 * index, 8 * index + 8))
         with FlopCounter() as every, flops.step():
-            method.step(batch, index / 8, lent)
+            method.step(batch, index / steps, lent)
         exact += every.total
     assert not flops.state()["waiting"]
     assert flops.total == pytest.approx(exact, rel=0.02)
