@@ -46,14 +46,7 @@ class FlopCounter:
     """Counts inside a ``with`` block; backward passes that run there count, too."""
 
     def __init__(self) -> None:
-        aten = torch.ops.aten
-        self._mode: Any = FlopCounterMode(
-            display=False,
-            custom_mapping={
-                aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-                aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-            },
-        )
+        self._mode = _torch_counter()
         self._mode.mod_tracker = _NoModules()
 
     @property
@@ -67,6 +60,18 @@ class FlopCounter:
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._mode.__exit__(*error)
+
+
+def _torch_counter() -> Any:
+    """Torch's counter, with the attention that it lacks."""
+    aten = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        },
+    )
 
 
 def count_flops(run: Callable[[], Any], networks: Mapping[str, nn.Module]) -> tuple[int, dict[str, int]]:
