@@ -12,6 +12,8 @@ from trilemma.methods import method_class
 if TYPE_CHECKING:
     from trilemma.engine.train import Plan
 
+BUDGETS = ("minutes", "images", "flops")
+
 
 def training_command(plan: Plan) -> str:
     """``trilemma train ...`` for this plan. Data that was given as an object is named as it names itself."""
@@ -21,12 +23,13 @@ def training_command(plan: Plan) -> str:
         parts += ["--recipe", plan.recipe]
     if plan.path is not None and recipe.data.size != spec.height:
         parts += ["--size", str(spec.height)]
-    for flag, value in (("--minutes", plan.budget.minutes), ("--images", plan.budget.images)):
-        parts += [flag, f"{value:g}" if isinstance(value, float) else str(value)] if value is not None else []
+    for name in BUDGETS:
+        value = getattr(plan.budget, name)
+        parts += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)] if value is not None else []
     parts += ["--seed", str(plan.seed)] if plan.seed else []
     usual = build(method_class(plan.method).Options, recipe.options, plan.recipe)
     parts += _changed("options", plain(usual), plain(plan.options))
-    budget = {"minutes": None, "images": None}
+    budget = dict.fromkeys(BUDGETS)
     parts += _changed("training", plain(recipe.training) | budget, plain(plan.training) | budget)
     return shlex.join(parts)
 

@@ -370,7 +370,8 @@ class Trainer:
         self._trim_log(self.progress.step)
         for record in self.run.read_log():
             if "watch" in record:
-                images, fraction = record["images"], self.budget.fraction(record["images"], record["seconds"])
+                images = record["images"]
+                fraction = self.budget.fraction(images, record["seconds"], record.get("flops") or 0)
                 self._looks.append({**record["watch"], "images": images, "fraction": fraction})
 
     def _resume_flops(self, state: Any, saved: Path) -> None:
