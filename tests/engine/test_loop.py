@@ -69,7 +69,7 @@ def test_what_the_watch_sees_is_logged_and_said_once(tmp_path: Path, monkeypatch
     assert all(record["watch"].keys() == {"coverage", "repeats", "copies"} for record in looks)
     assert looks[0]["watch"]["repeats"] > 0.5
     assert len(said) == 1 and "repeat another one" in said[0]
-    assert [record.get("warnings", []) for record in looks] == [said, [], [], []]
+    assert [record.get("warnings", []) for record in looks] == [[], said, [], []]
 
 
 def test_the_watch_takes_no_more_time_than_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

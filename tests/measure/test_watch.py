@@ -75,7 +75,10 @@ def look(coverage: float = 0.8, repeats: float = 0.01, copies: float = 0.01, fra
             [look(), look(0.1, 0.9, 0.9)],
             ["coverage fell", "90% of the samples repeat", "90% of"],
         ),
-        ([look(repeats=0.9, fraction=0.1)], []),  # at the start all samples are alike
+        ([look(repeats=0.9), look(repeats=0.9, fraction=0.1)], []),  # at the start all samples are alike
+        ([look(repeats=0.99), look(repeats=0.73), look(repeats=0.22)], []),  # and grow apart after it
+        ([look(repeats=0.99), look(repeats=0.97)], ["97% of the samples repeat another one"]),
+        ([look(repeats=0.99)], []),  # a single look cannot tell
         ([look(), look(copies=0.5), look(copies=0.6)], []),  # said before
         ([look(copies=0.5), look(), look(copies=0.6)], ["60% of the samples are nearly"]),
         ([], []),

@@ -26,6 +26,7 @@ USUAL = 0.01  # of repeats and copies
 ALARM = 0.1  # ten times what is usual
 FALL = 0.6  # of the best coverage so far
 LEAST = 0.2  # coverage that has to be reached before it can fall
+MENDING = 0.9  # of the share of repeats before: with less, the samples are growing apart
 SETTLED = 0.2  # of the budget: before, samples are all alike and mean nothing
 
 
@@ -84,7 +85,8 @@ def _raised(looks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             f"coverage fell to {last['coverage']:.2f} from {best['coverage']:.2f} at {best['images']:,} images: "
             "kinds of images are being left out; an earlier sample grid may show a better model"
         )
-    if last["repeats"] > ALARM:
+    # Young generators make samples that are much alike, less so with every look: no reason for an alarm.
+    if last["repeats"] > ALARM and len(looks) > 1 and last["repeats"] > MENDING * looks[-2]["repeats"]:
         found["repeats"] = (
             f"{last['repeats']:.0%} of the samples repeat another one ({USUAL:.0%} is usual): "
             "the generator collapses; try a lower learning rate or a stronger penalty (r1_gamma)"
