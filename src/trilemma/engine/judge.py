@@ -145,12 +145,16 @@ def _images(data: Dataset, name: str | None, weights: Path | None, cache: bool) 
             scores |= stacked_scores(generated, digits)
         protocol = fidelity_protocol(seen, truth) | {
             "coverage_neighbours": COVERAGE_NEIGHBOURS,
-            "copies": {"pixels": evidence.pixels.scores, "features": evidence.seen.scores},
+            "copies": {"pixels": _rounded(evidence.pixels.scores), "features": _rounded(evidence.seen.scores)},
             "cautions": reliability(len(seen), len(truth), seen.features.shape[1]),
         }
         return Judgement(scores, protocol, evidence)
 
     return judge
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def _points(data: Dataset, name: str | None, weights: Path | None) -> Judge:
