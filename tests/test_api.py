@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from trilemma.engine import evaluate as evaluation
 from trilemma.engine import train as training
 from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
-from trilemma.errors import ConfigError, DataError, RunError
+from trilemma.errors import ConfigError, DataError, RunError, Terminated
 from trilemma.methods.base import Entrant
 
 ROWS = ["ddpm/eval.json", "ddpm/eval-ddim50.json", "ddgan/eval.json", "ddgan-one-shot/eval.json"]
@@ -44,7 +46,9 @@ def _shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_public_names() -> None:
-    assert {"train", "load", "evaluate", "compare", "race", "bench", "convert"} == set(trilemma.__all__)
+    assert {"train", "verify_resume", "load", "evaluate", "compare", "race", "bench", "convert"} == set(
+        trilemma.__all__
+    )
     for name in trilemma.__all__:
         assert getattr(trilemma, name) is getattr(api, name)
         assert getattr(trilemma, name).__doc__
@@ -178,6 +182,19 @@ def test_an_interrupted_race_goes_on_where_it_stopped(tmp_path: Path) -> None:
     before = times(tmp_path / "ddgan")
     table, _ = trilemma.race("digits", ["ddgan"], out=tmp_path, samples=12, resume=True)
     assert table.row_count == 2 and times(tmp_path / "ddgan") == before
+    assert [record["step"] for record in Run(tmp_path / "ddgan-one-shot").read_log()] == [1, 2]
+
+
+def test_a_signal_ends_a_race_once_the_row_is_saved(tmp_path: Path) -> None:
+    def on_train(row: api.RaceRow) -> Any:
+        second = row.folder.name == "ddgan-one-shot"
+        return lambda progress: os.kill(os.getpid(), signal.SIGTERM) if second and progress.step == 1 else None
+
+    with pytest.raises(Terminated, match="ddgan-one-shot: stopped after 1 step, all saved: go on .* --resume"):
+        trilemma.race("digits", ["ddgan"], out=tmp_path, samples=12, on_train=on_train)
+    assert (tmp_path / "ddgan" / "eval.json").is_file() and not (tmp_path / "report.html").exists()
+    table, _ = trilemma.race("digits", ["ddgan"], out=tmp_path, samples=12, resume=True)
+    assert table.row_count == 2
     assert [record["step"] for record in Run(tmp_path / "ddgan-one-shot").read_log()] == [1, 2]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from trilemma import cli, commands
 from trilemma.cli import main
 from trilemma.config import load_recipe
 from trilemma.engine import bench as benchmark
+from trilemma.engine.verify import Verified
 from trilemma.measure.roofline import Roofline
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -377,6 +380,50 @@ def test_an_interrupted_training_goes_on(here: Path, capsys: Capture, monkeypatc
     assert "interrupted; go on with --resume" in capsys.readouterr().err
     assert good(capsys, *line, "--resume") == "a\n"
     assert (here / "a" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    show = commands.Line.show
+
+    def signalled(self: commands.Line, share: float, note: str = "") -> None:
+        show(self, share, note)
+        os.kill(os.getpid(), number)
+
+    line = [*words("train ddgan --data digits --out a"), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.Line, "show", signalled)
+        with pytest.raises(SystemExit) as caught:
+            main(line)
+    assert caught.value.code == status
+    assert (
+        "trilemma: a: stopped after 1 step, all saved: go on with the same command and --resume\n"
+        in capsys.readouterr().err
+    )
+    assert [path.name for path in (here / "a" / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
+    assert good(capsys, *line, "--resume") == "a\n"
+
+
+@pytest.mark.parametrize(("difference", "status"), [(None, 0), ("networks/generator/w", 1)])
+def test_what_a_verification_found(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, difference: str | None, status: int
+) -> None:
+    asked: list[Any] = []
+
+    def verify(*args: Any, **settings: Any) -> Verified:
+        asked.append((args, settings["steps"], settings["kill_in"]))
+        return Verified(difference, 12, 8, 3)
+
+    monkeypatch.setattr(commands.api, "verify_resume", verify)
+    with pytest.raises(SystemExit) as caught:
+        main(words("verify-resume ddgan --data gaussians --steps 8 --kill-in 3"))
+        sys.exit(0)
+    assert caught.value.code == status and asked == [(("ddgan", "gaussians"), 8, 3)]
+    how = "12 tensors after 8 steps, killed in step 3 and resumed"
+    said = f"bit-identical: {how}\n" if difference is None else f"{difference} differs ({how})\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_broken_image_among_good_ones_is_named(here: Path, capsys: Capture) -> None:

@@ -22,6 +22,7 @@ from trilemma.engine.extractor import train_extractor as fit_extractor
 from trilemma.engine.generator import Generator
 from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
+from trilemma.engine.verify import verify_resume
 from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import default_extractor, load_extractor
 from trilemma.methods import method_class, method_summaries
@@ -29,7 +30,7 @@ from trilemma.methods.base import Entrant
 from trilemma.report import write_figures, write_report
 from trilemma.types import Sampler
 
-__all__ = ["bench", "compare", "convert", "evaluate", "load", "race", "train"]
+__all__ = ["bench", "compare", "convert", "evaluate", "load", "race", "train", "verify_resume"]
 
 load = Generator.load
 

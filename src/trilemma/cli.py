@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trilemma.errors import ConfigError, TrilemmaError, nearest
+from trilemma.errors import ConfigError, Terminated, TrilemmaError, nearest
 
 USAGE = """\
 usage: trilemma COMMAND ...
@@ -29,6 +29,7 @@ Train, sample and fairly compare fast generative image models.
 
   race DATA        train several methods on the same data and budget; prints a table, writes one HTML page
   train METHOD     train one method into a run folder
+  verify-resume M  show that an interrupted training ends with the same weights, bit for bit
   sample RUN       make images: a grid, a folder of PNGs or an .npz
   evaluate RUN     FID, KID, Inception Score, precision, recall, network evaluations and seconds; also of any images
   compare RUN...   one table and one HTML page from evaluated runs
@@ -75,6 +76,21 @@ class Train:
     resume: bool = False  # continue from the last checkpoint
     size: int | None = None  # resize and centre-crop the images to this many pixels a side
     tracker: str | None = None  # an accelerate tracker: tensorboard, wandb, mlflow, ...
+    data_root: Path | None = None  # where torchvision's data sets are or go
+
+
+@dataclass(frozen=True)
+class VerifyResume:
+    """Show that a training that is killed and resumed ends as an unbroken one, bit for bit; exit status 1 if not."""
+
+    method: str  # see trilemma list
+    data: str = "digits"  # digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images
+    recipe: str | None = None  # a packaged recipe or a TOML file (default: the method's own for the data)
+    steps: int = 6  # of training, in each of the two runs
+    kill_in: int | None = None  # the step that a process is killed in (default: half way)
+    seed: int = 0  # of the data order, the weights and the noise
+    size: int | None = None  # resize and centre-crop the images to this many pixels a side
+    out: Path | None = None  # a new folder that keeps both runs (default: they are deleted)
     data_root: Path | None = None  # where torchvision's data sets are or go
 
 
@@ -178,6 +194,7 @@ class List:
 COMMANDS: dict[str, type[Any]] = {
     "race": Race,
     "train": Train,
+    "verify-resume": VerifyResume,
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
@@ -189,6 +206,7 @@ COMMANDS: dict[str, type[Any]] = {
 POSITIONAL: dict[str, tuple[str, ...]] = {
     "race": ("data",),
     "train": ("method",),
+    "verify-resume": ("method",),
     "sample": ("run",),
     "evaluate": ("run",),
     "compare": ("runs",),
@@ -199,7 +217,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; exits with status 0, 2 for bad input, or 130 when interrupted."""
+    """Entry point; exits with status 0, 1 for a difference, 2 for bad input, 130 by Ctrl-C, or 143 by SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -216,13 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = _parse_train(arguments[1:]) if name == "train" else parse(COMMANDS[name], name, arguments[1:])
         from trilemma import commands
 
-        getattr(commands, f"run_{name}")(command)
+        getattr(commands, f"run_{name.replace('-', '_')}")(command)
     except TrilemmaError as error:
         print(f"trilemma: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("trilemma: interrupted; go on with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"trilemma: {str(stop) or 'interrupted; go on with --resume'}", file=sys.stderr)
         sys.exit(130)
+    except Terminated as stop:
+        print(f"trilemma: {stop}", file=sys.stderr)
+        sys.exit(143)
     except BrokenPipeError:
         sys.exit(141)
 

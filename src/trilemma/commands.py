@@ -318,3 +318,26 @@ def run_extractor(command: Any) -> None:
     made = read_made(path)
     print(f"{made['test_accuracy']:.4f} of {made['test_images']:,} test images right ({made['test']})", file=sys.stderr)
     print(path)
+
+
+def run_verify_resume(command: Any) -> None:
+    """``trilemma verify-resume``."""
+    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    with progress_bar() as bar:
+        found = api.verify_resume(
+            command.method,
+            command.data,
+            recipe=command.recipe,
+            steps=command.steps,
+            kill_in=command.kill_in,
+            seed=command.seed,
+            size=command.size,
+            data_root=command.data_root,
+            out=command.out,
+            report=Line(bar, f"verify {command.method}").show,
+        )
+    how = f"{found.tensors} tensors after {found.steps} steps, killed in step {found.killed_in} and resumed"
+    if found.difference is not None:
+        print(f"{found.difference} differs ({how})")
+        sys.exit(1)
+    print(f"bit-identical: {how}")

@@ -39,3 +39,18 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return ConfigError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a training, once its state is saved. The text is one line: where it is and how to go on."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM during a training, once its state is saved: the process ends with status 143. The text is one line."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(143)
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words

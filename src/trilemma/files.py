@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trilemma.errors import RunError
+
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}\.tmp(\.\w+)?")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -22,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}")
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -34,8 +38,17 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
         raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing can be deleted either, the first error counts
+                temporary.unlink(missing_ok=True)
     return path
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what ``write_atomically`` left in a folder when its process was killed: only where none writes now."""
+    with contextlib.suppress(OSError):  # no such folder, or not one to read
+        for path in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

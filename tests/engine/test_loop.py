@@ -16,10 +16,11 @@ from torch import Tensor
 
 from same_run import assert_same_run, log, quick_plan
 from tiny import tiny_options, tiny_plan, weights
-from trilemma.engine import loop
+from trilemma.engine import loop, machine
 from trilemma.engine.budget import Budget
 from trilemma.engine.checkpoint import checkpoints
-from trilemma.engine.loop import Trainer, make_accelerator
+from trilemma.engine.loop import Trainer
+from trilemma.engine.machine import make_accelerator
 from trilemma.engine.run import Run
 from trilemma.engine.train import Plan, train
 from trilemma.errors import ConfigError, NonFiniteError, RunError
@@ -279,7 +280,7 @@ def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, words: str
 ) -> None:
-    monkeypatch.setattr(loop, "get_available_trackers", list)
+    monkeypatch.setattr(machine, "get_available_trackers", list)
     with pytest.raises(ConfigError, match=words):
         train(quick_plan(), tmp_path / "run", tracker=tracker)
     assert not (tmp_path / "run").exists()

@@ -3,22 +3,29 @@
 A checkpoint is one safetensors file: all tensors (weights, averaged weights, optimiser moments, random states) under
 path-like names, and the structure around them (plain numbers, lists, names) as JSON in the file's metadata. One file,
 written under a temporary name and renamed, so a checkpoint is whole or not there.
+
+The format has no checksum, and a byte that changes on a disk would be another weight. So the metadata also hold a
+CRC-32 over structure and tensors, compared when the file is read. Files of earlier versions, without one, can be read.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trilemma.errors import RunError
-from trilemma.files import write_atomically
+from trilemma.files import cannot_write, write_atomically
 
 
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -55,10 +62,28 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int) -
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(flatten(state, tensors))
     path = folder / f"step-{step:09d}.safetensors"
-    write_tensors(path, tensors, {"structure": structure})
+    write_tensors(path, tensors, {"structure": structure, "crc32": checksum(structure, tensors)})
     for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(old, error) from error
     return path
+
+
+def checksum(structure: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the structure and, in the order of their names, each tensor's name, type, shape and bytes, in hex."""
+    crc = zlib.crc32(structure.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(raw_bytes(tensor), crc)
+    return f"{crc:08x}"
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, as they are stored."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -96,25 +121,83 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            structure = json.loads(file.metadata()["structure"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state: dict[str, Any] = unflatten(structure, tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{path} is not a whole checkpoint ({error})"
+        structure = metadata["structure"]
+        if len(metadata) > 1 and metadata["crc32"] != checksum(structure, tensors):
+            raise ValueError("its checksum does not match")
+        # Copies: until then they lie in the file, which may be renamed or deleted. Not before the sum, as a copy of
+        # truth values makes a 1 of any byte but 0.
+        apart = {name: tensor.clone() for name, tensor in tensors.items()}
+        state: dict[str, Any] = unflatten(json.loads(structure), apart)
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = f"{path} is not a whole checkpoint ({' '.join(str(error).split())})"
         raise RunError(f"{reason}: delete it to resume from the one before") from error
     return state
 
 
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """The newest whole checkpoint, its content and the damaged ones after it; None where there is no checkpoint.
+
+    Raises:
+        RunError: there are some, and each is damaged; or one may not be read.
+    """
+    damaged: list[Path] = []
+    for path in reversed(checkpoints(folder)):
+        if not os.access(path, os.R_OK):  # nobody can say whether it is damaged
+            raise RunError(f"cannot read {path}: its permissions forbid it: change them or train as its owner")
+        try:
+            return path, load_checkpoint(path), damaged
+        except RunError:
+            damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise RunError(f"{folder}: no checkpoint is whole ({names}): restore one, or train anew with another --out")
+    return None
+
+
+def set_aside(damaged: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is kept but no longer one.
+
+    Raises:
+        RunError: it cannot be renamed.
+    """
+    target = damaged.with_suffix(".damaged")
+    try:
+        os.replace(damaged, target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    return target
+
+
 def random_state() -> dict[str, Any]:
-    """The state of torch's generators on this process."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    """The state of all global generators on this process: torch's, which training draws from, Python's and NumPy's."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = cast(Any, np.random.get_state())
+    state: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "python": {"version": version, "state": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "state": torch.from_numpy(keys.astype(np.int64)),
+            "position": int(position),
+            "gauss": [int(has_gauss), float(cached)],
+        },
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue the random numbers where ``random_state`` left them."""
+    """Continue the random numbers where ``random_state`` left them; earlier versions kept torch's alone."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if "python" in state:
+        kept = state["python"]
+        random.setstate((kept["version"], tuple(kept["state"].tolist()), kept["gauss"]))
+    if "numpy" in state:
+        kept = state["numpy"]
+        keys = kept["state"].numpy().astype(np.uint32)
+        has_gauss, cached = kept["gauss"]
+        np.random.set_state(("MT19937", keys, kept["position"], has_gauss, cached))

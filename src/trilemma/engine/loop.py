@@ -16,9 +16,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
-from accelerate.tracking import get_available_trackers  # type: ignore[import-untyped]
-from accelerate.utils import LoggerType, broadcast  # type: ignore[import-untyped]
+from accelerate.utils import gather, gather_object, set_seed  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,15 +25,18 @@ from trilemma.data import Dataset, batch_indices, save_grid
 from trilemma.engine.budget import Budget, Clock
 from trilemma.engine.checkpoint import (
     checkpoints,
-    load_checkpoint,
+    newest_checkpoint,
     random_state,
     save_checkpoint,
+    set_aside,
     set_random_state,
 )
 from trilemma.engine.generator import Generator, sample_seeds
+from trilemma.engine.machine import differences, machine
 from trilemma.engine.run import Run
+from trilemma.engine.stop import Stop, stopped_by
 from trilemma.engine.training_flops import TrainingFlops
-from trilemma.errors import ConfigError, NonFiniteError, RunError, nearest
+from trilemma.errors import NonFiniteError, RunError
 from trilemma.measure.watch import Watch, alarms
 from trilemma.methods.base import Method, Tools
 from trilemma.types import Batch
@@ -59,28 +60,7 @@ class Progress:
     fraction: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)  # of the last snapshot
-
-
-def make_accelerator(run: Run, precision: str, tracker: str | None) -> Accelerator:
-    """Devices, processes, precision and tracker of one training.
-
-    Raises:
-        ConfigError: a precision that this device lacks, an unknown tracker or one that is not installed.
-    """
-    if tracker is not None:
-        known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
-        if tracker not in known:
-            raise nearest("tracker", tracker, known)
-        if tracker not in [LoggerType(kind).value for kind in get_available_trackers()]:
-            raise ConfigError(f"tracker {tracker} is not installed: install it or leave it out, log.jsonl has it all")
-    AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
-    try:
-        return Accelerator(
-            mixed_precision=precision, log_with=tracker, project_dir=str(run.folder) if tracker else None
-        )
-    except ValueError as error:
-        raise ConfigError(f"precision {precision}: {error}") from error
+    warnings: list[str] = field(default_factory=list)  # of the last snapshot, or of a resume
 
 
 class Trainer:
@@ -99,13 +79,15 @@ class Trainer:
         probe: Probe | None = None,
         watch: Watch | None = None,
         report: Report = lambda progress: None,
+        stop: Stop | None = None,
     ) -> None:
         self.run, self.data, self.training, self.budget, self.seed = run, data, training, budget, seed
         self.probe, self.watch, self.report, self.accelerator = probe, watch, report, accelerator
+        self.stop = stop or Stop()
         self._looks: list[dict[str, Any]] = []  # what the watch saw
         if accelerator.log_with:
             accelerator.init_trackers("trilemma")
-        torch.manual_seed(seed + accelerator.process_index)
+        set_seed(seed + accelerator.process_index)
         self.method = method.to(  # type: ignore[call-overload]
             device=self.accelerator.device, memory_format=torch.channels_last
         )
@@ -121,7 +103,7 @@ class Trainer:
         self.flops = TrainingFlops(method.networks())
         self._losses: Mapping[str, Tensor] = {}
         self._logged_at, self._logged_step = -math.inf, -1
-        self._saved_at = 0.0
+        self._saved_at, self._saved_step = 0.0, 0
         self._snapshots_done = 0
 
     def _averaged_method(self) -> Method:
@@ -145,28 +127,46 @@ class Trainer:
         get_ema_multi_avg_fn(decay)(averages, weights, steps)  # type: ignore[no-untyped-call]
 
     def train(self) -> None:
-        """Until the budget is spent.
+        """Until the budget is spent or a signal came.
 
         Raises:
             NonFiniteError: a loss or weight is NaN or infinite; the last good checkpoint stays.
             RunError: a file cannot be written.
+            Interrupted, Terminated: a signal came; all that was trained is saved.
         """
         if self._snapshots_done == 0 and self.progress.step == 0:
             self._snapshot()
-        while (fraction := self._fraction()) < 1.0:
+        fraction, due, signal = self._agreed()
+        while fraction < 1.0 and not signal:
+            if due:
+                self.save()
             self.clock.start()
             self._step(fraction)
             self.clock.pause()
             self._after_step()
-        self._finish()
+            fraction, due, signal = self._agreed()
+        if fraction >= 1.0:
+            self._finish()
+        elif self.progress.step > self._saved_step:
+            self.save()
+        self.accelerator.end_training()
+        if signal := signal or self.stop.signal:
+            steps = f"{self.progress.step:,} step{'' if self.progress.step == 1 else 's'}"
+            words = f"{self.run.folder}: stopped after {steps}, all saved: go on with the same command and --resume"
+            raise stopped_by(signal, words)
 
-    def _fraction(self) -> float:
-        """The share of the budget spent, agreed by all processes."""
-        fraction = self._spent()
-        if self.accelerator.num_processes > 1:
-            agreed = broadcast(torch.tensor([fraction], dtype=torch.float64, device=self.accelerator.device))
-            fraction = float(agreed.item())
-        return fraction
+    def _agreed(self) -> tuple[float, bool, int]:
+        """The share of the budget spent, whether a checkpoint is due, and which signal came (0: none).
+
+        The same on all processes: the main one's clock counts, and a signal to any.
+        """
+        fraction, since = self._spent(), self.clock.seconds - self._saved_at
+        due = self.progress.step > self._saved_step and since >= 60.0 * self.training.checkpoint_minutes
+        if self.accelerator.num_processes == 1:
+            return fraction, due, self.stop.signal
+        own = [fraction, float(due), float(self.stop.signal)]
+        told = gather(torch.tensor([own], dtype=torch.float64, device=self.accelerator.device)).tolist()
+        return told[0][0], bool(told[0][1]), int(max(row[2] for row in told))
 
     def _spent(self) -> float:
         """The share of the budget spent, by this process's clock."""
@@ -238,11 +238,8 @@ class Trainer:
             self._logged_at = progress.seconds
             self._log({})
         self.report(progress)
-        if progress.fraction < 1.0:
-            if progress.fraction * self.training.snapshots >= self._snapshots_done:
-                self._snapshot()
-            if progress.seconds - self._saved_at >= 60.0 * self.training.checkpoint_minutes:
-                self.save()
+        if progress.fraction < 1.0 and progress.fraction * self.training.snapshots >= self._snapshots_done:
+            self._snapshot()
 
     def _log(self, scores: Mapping[str, Any]) -> None:
         progress = self.progress
@@ -273,7 +270,7 @@ class Trainer:
         samples = self.generator.stored(GRID_SEEDS, self.method.preview())
         seconds_an_image = (time.perf_counter() - started) / len(GRID_SEEDS)
         name = f"{self.progress.images // 1000:06d}k.png"
-        save_grid(samples, self.run.folder / "samples" / name, columns=8)
+        save_grid(samples, self.run.sample_folder / name, columns=8)
         if self.progress.step > 0:
             self.progress.scores = dict(self.probe(self.generator)) if self.probe is not None else {}
             found = self._look(seconds_an_image)
@@ -304,75 +301,99 @@ class Trainer:
             self._snapshot()
         self.save()
         if self.accelerator.is_main_process:
-            self.run.save_weights(self._averages())
-        self.accelerator.end_training()
+            self.run.save_weights(self._averages(), self.progress.step)
 
     # Checkpoints
 
     def save(self) -> None:
         """The full state for resuming."""
         self._check()
-        self._saved_at = self.clock.seconds
+        self._saved_at, self._saved_step = self.clock.seconds, self.progress.step
+        processes = [{"random": random_state(), "extra": self.method.extra_state()}]
+        if self.accelerator.num_processes > 1:
+            processes = gather_object(processes)
         if not self.accelerator.is_main_process:
             return
         self._log({})
+        progress = self.progress
         state = {
             "networks": {name: network.state_dict() for name, network in self.method.networks().items()},
             "average": self.average.state_dict(),
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
-            "extra": self.method.extra_state(),
-            "random": random_state(),
-            "progress": {"step": self.progress.step, "images": self.progress.images, "seconds": self.clock.seconds},
+            **processes[0],
+            "others": processes[1:],  # random numbers and extra state of the other processes
+            "progress": {"step": progress.step, "images": progress.images, "seconds": self.clock.seconds},
+            "shown": {"losses": progress.losses, "scores": progress.scores, "looks": self._looks},
+            "machine": machine(self.accelerator),
         }
         if self.progress.flops is not None:
             state["flops"] = self.flops.state()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        save_checkpoint(self.run.checkpoint_folder, state, self.progress.step, self.training.keep_checkpoints)
+        save_checkpoint(self.run.checkpoint_folder, state, progress.step, self.training.keep_checkpoints)
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, or from the start where there is none yet.
+        """Continue from the newest whole checkpoint, or from the start where there is none yet.
+
+        A damaged one is renamed, and that is told as a warning.
 
         Raises:
-            RunError: the checkpoint is damaged or of other networks, or a finished run has none left.
+            RunError: all checkpoints are damaged or of other networks, or a finished run has none left.
         """
-        saved = checkpoints(self.run.checkpoint_folder)
-        if not saved and self.run.model_path.is_file():
+        found = newest_checkpoint(self.run.checkpoint_folder)
+        if found is None and self.run.model_path.is_file():
             raise RunError(f"{self.run.folder} has no checkpoint left to continue from: train anew with another --out")
-        if not saved:
-            self._trim_log(-1)
-            return
-        state = load_checkpoint(saved[-1])
+        warnings: list[str] = []
+        if found is not None:
+            path, state, damaged = found
+            self._load(path, state)
+            self.accelerator.wait_for_everyone()  # before a file that another process still reads gets another name
+            if self.accelerator.is_main_process:
+                warnings = [
+                    f"{file} is damaged, it is now {set_aside(file).name}: going on from {path.name}"
+                    for file in damaged
+                ]
+            warnings += differences(state.get("machine", {}), machine(self.accelerator))
+        warnings += self._trim_log(self.progress.step if found is not None else -1)
+        if warnings and self.accelerator.is_main_process:
+            self.progress.warnings = warnings
+            self.report(self.progress)
+            self.progress.warnings = []
+
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
+        """Take everything from a checkpoint."""
+        rank = self.accelerator.process_index
         try:
             for name, network in self.method.networks().items():
                 network.load_state_dict(state["networks"][name])
             self.average.load_state_dict(state["average"])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
+            processes = [state, *state.get("others", [])]
+            alike = len(processes) == self.accelerator.num_processes
+            own = processes[rank] if alike else state
+            self.method.load_extra_state(own["extra"])
+            position, noise = state["progress"], own["random"]
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise RunError(f"{saved[-1]} does not fit this run's config.json: {reason}") from error
-        self.method.load_extra_state(state["extra"])
+            raise RunError(f"{path} does not fit this run's config.json: {reason}") from error
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        position = state["progress"]
         self.progress.step, self.progress.images = position["step"], position["images"]
         self.clock = Clock(position["seconds"])
-        self._resume_flops(state.get("flops"), saved[-1])
+        self._resume_flops(state.get("flops"), path)
+        self.progress.seconds = position["seconds"]
         self.progress.fraction = min(1.0, self._spent())
+        shown = state.get("shown", {})
+        self.progress.losses, self.progress.scores = shown.get("losses", {}), shown.get("scores", {})
+        self._looks = shown.get("looks", [])
         self._snapshots_done = math.floor(self.progress.fraction * self.training.snapshots) + 1
         self._saved_at = self._logged_at = position["seconds"]
-        self._logged_step = self.progress.step
-        if self.accelerator.is_main_process:
-            set_random_state(state["random"])
-        else:  # the state is the main process's: the others start new noise
-            torch.manual_seed(self.seed + self.accelerator.process_index + 1_000_003 * self.progress.step)
-        self._trim_log(self.progress.step)
-        for record in self.run.read_log():
-            if "watch" in record:
-                images = record["images"]
-                fraction = self.budget.fraction(images, record["seconds"], record.get("flops") or 0)
-                self._looks.append({**record["watch"], "images": images, "fraction": fraction})
+        self._saved_step = self._logged_step = self.progress.step
+        if alike or rank == 0:
+            set_random_state(noise)
+        else:  # of another number of processes: there is no state of this one, so it starts new noise
+            torch.manual_seed(self.seed + rank + 1_000_003 * self.progress.step)
 
     def _resume_flops(self, state: Any, saved: Path) -> None:
         """Go on counting; a checkpoint of a version that did not count leaves the sum unknown for good."""
@@ -384,6 +405,7 @@ class Trainer:
         if self.budget.flops is not None:
             raise RunError(f"{saved} has no count of FLOPs: give --minutes or --images")
 
-    def _trim_log(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            self.run.trim_log(step)
+    def _trim_log(self, step: int) -> list[str]:
+        """Cut the log at the checkpoint; what there is to say of it."""
+        damaged = self.run.trim_log(step) if self.accelerator.is_main_process else 0
+        return [f"{self.run.log_path}: {damaged} damaged line(s), left out"] if damaged else []

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trilemma.config import build
 from trilemma.engine.checkpoint import write_tensors
 from trilemma.errors import RunError
-from trilemma.files import cannot_write, finite, read_json, write_atomically, write_json
+from trilemma.files import cannot_write, clear_temporaries, finite, read_json, write_atomically, write_json
 from trilemma.methods import method_class
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec
@@ -35,6 +35,7 @@ class Run:
         self.model_path = self.folder / "model.safetensors"
         self.log_path = self.folder / "log.jsonl"
         self.checkpoint_folder = self.folder / "checkpoints"
+        self.sample_folder = self.folder / "samples"
 
     @classmethod
     def open(cls, folder: Path | str) -> Run:
@@ -77,14 +78,22 @@ class Run:
         kind = method_class(config["method"])
         return kind(build(kind.Options, config["options"], str(self.config_path)), self.spec())
 
-    def save_weights(self, networks: Mapping[str, nn.Module]) -> None:
-        """model.safetensors: the averaged weights of the sampling networks."""
+    def save_weights(self, networks: Mapping[str, nn.Module], step: int | None = None) -> None:
+        """model.safetensors: the averaged weights of the sampling networks, and after how many steps."""
         tensors: dict[str, Tensor] = {
             f"{name}.{key}": value.detach().cpu().contiguous()
             for name, network in networks.items()
             for key, value in network.state_dict().items()
         }
-        write_tensors(self.model_path, tensors)
+        write_tensors(self.model_path, tensors, None if step is None else {"step": str(step)})
+
+    def finished_step(self) -> int | None:
+        """The step that model.safetensors was written after; None without one, or where the file does not say."""
+        try:
+            with safe_open(self.model_path, framework="pt") as file:
+                return int((file.metadata() or {})["step"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
 
     def load_weights(self, method: Method) -> None:
         """Put model.safetensors into the method's sampling networks.
@@ -112,23 +121,47 @@ class Run:
             raise cannot_write(self.log_path, error) from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The records of log.jsonl; a last line cut short by a kill is left out."""
-        if not self.log_path.is_file():
-            return []
-        records = []
-        for line in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """The records of log.jsonl, without the lines that cannot be read."""
+        return self._read_log()[0]
 
-    def trim_log(self, step: int) -> None:
-        """Forget what was logged after ``step``: a resumed run writes it again."""
-        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+    def _read_log(self) -> tuple[list[dict[str, Any]], int]:
+        """The records, and how many lines are damaged; a last one cut short by a kill is not counted.
+
+        Raises:
+            RunError: the file is there and cannot be read.
+        """
+        if not self.log_path.is_file():
+            return [], 0
+        try:
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise RunError(f"cannot read {self.log_path}: {error.strerror or error}") from error
+        *whole, last = text.split("\n")  # what follows the last line's end
+        lines = [_record(line) for line in whole if line.strip()]
+        records = [record for record in (*lines, _record(last)) if record is not None]
+        return records, sum(record is None for record in lines)
+
+    def trim_log(self, step: int) -> int:
+        """Forget what was logged after ``step``, which a resumed run writes again; how many lines were damaged."""
+        records, damaged = self._read_log()
+        text = "".join(json.dumps(record) + "\n" for record in records if record["step"] <= step)
         write_atomically(self.log_path, lambda p: p.write_text(text, encoding="utf-8"))
+        return damaged
+
+    def clear_temporaries(self) -> None:
+        """Delete half-written files that a killed training left under their temporary names."""
+        for folder in (self.folder, self.checkpoint_folder, self.sample_folder):
+            clear_temporaries(folder)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """config.json, written first: a folder with one is a run."""
         write_json(self.config_path, dict(config))
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """One line of the log; None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

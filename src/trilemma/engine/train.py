@@ -15,8 +15,10 @@ from trilemma.data import Dataset, catalogue, load_data
 from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
 from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
-from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer, make_accelerator
+from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer
+from trilemma.engine.machine import make_accelerator
 from trilemma.engine.run import Run
+from trilemma.engine.stop import asked_to_stop
 from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import FeatureSet, default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fid_only
@@ -103,11 +105,12 @@ def train(
     tracker: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
-    """Train into the folder ``out``.
+    """Train into the folder ``out``. SIGTERM and Ctrl-C let it save its state first.
 
     Raises:
         RunError: the folder holds a run already and ``resume`` is False, or belongs to other settings.
         NonFiniteError: training diverged.
+        Interrupted, Terminated: one of the two signals came.
     """
     flush_denormals()
     run = Run(out)
@@ -119,28 +122,32 @@ def train(
     [resuming] = broadcast_object_list(found)
     if resuming and run.model_path.is_file() and _spent(run, plan.budget):
         return run
-    trainer = Trainer(
-        run,
-        method,
-        plan.data,
-        plan.training,
-        plan.budget,
-        plan.seed,
-        accelerator=accelerator,
-        probe=probe,
-        watch=_watch(plan) if accelerator.is_main_process else None,
-        report=report,
-    )
-    if resuming:
-        trainer.resume()
-    trainer.train()
+    with asked_to_stop() as stop:
+        trainer = Trainer(
+            run,
+            method,
+            plan.data,
+            plan.training,
+            plan.budget,
+            plan.seed,
+            accelerator=accelerator,
+            probe=probe,
+            watch=_watch(plan) if accelerator.is_main_process else None,
+            report=report,
+            stop=stop,
+        )
+        if resuming:
+            trainer.resume()
+        trainer.train()
     return run
 
 
 def _spent(run: Run, budget: Budget) -> bool:
-    """Whether a run's log says that it was trained for this budget already."""
-    log = run.read_log()
-    if not log:
+    """Whether a run's weights are those of this budget's end, and not of a shorter one that it trained for before."""
+    log, step = run.read_log(), run.finished_step()
+    if step is not None:  # earlier versions did not say it: their log's last record has to do
+        log = [record for record in log if record["step"] == step]
+    if not log or not {"images", "seconds"} <= log[-1].keys():
         return False
     last = log[-1]
     return budget.fraction(last["images"], last["seconds"], last.get("flops") or 0.0) >= 1.0
@@ -150,6 +157,7 @@ def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
     """Write config.json, or check that the run found there is the same one; whether to resume."""
     config = _config(plan, title)
     if not run.config_path.is_file():
+        run.clear_temporaries()  # killed before it had a config.json
         if run.folder.is_dir() and any(run.folder.iterdir()):
             raise RunError(f"{run.folder} is not empty and not a run: choose another folder with --out")
         run.write_config(config)
@@ -167,6 +175,7 @@ def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
         )
     if settings != config["training"]:  # a longer budget, say
         run.write_config(before | {"training": config["training"]})
+    run.clear_temporaries()
     return True
 
 
