@@ -4,7 +4,7 @@ With levels l = 0 .. L-1 of side S / (patch 2^l) and channels C_l = channels * c
 
     encoder   h = conv_in(unshuffle(x));   per level: halve (not before the first), then blocks;
               h = silu(norm(h)), all of it;   mean = dense(h),   log_var = dense(h)
-    decoder   h = dense(z) at the smallest side;   per level, smallest first: blocks, then double (not after the last);
+    decoder   h = dense(z) at the smallest size;   per level, smallest first: blocks, then double (not after the last);
               x = tanh(shuffle(conv_out(silu(norm(h)))))
 
 The blocks read neither time nor latent; sizes change by the mean and by repetition, or by a filter (``fir``). Points
@@ -16,6 +16,7 @@ Source of the blocks: Song et al. 2021 (NCSN++). The arrangement is ours.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,8 @@ from trilemma.networks.initialise import NEAR_ZERO, conv, dense
 from trilemma.networks.layers import Downsample, NormConv, ResBlock, Upsample
 from trilemma.networks.mlp import Trunk, flat_points, point_features
 from trilemma.networks.norm import GroupNorm
-from trilemma.networks.options import PointOptions, require_square
+from trilemma.networks.options import PointOptions
+from trilemma.networks.sizes import Size, divided, height_width, size_of
 from trilemma.types import DataSpec
 
 
@@ -50,30 +52,24 @@ def build_autoencoder(
 ) -> tuple[Encoder | PointEncoder, Decoder | PointDecoder]:
     """Encoder and decoder for images, or fully connected ones for points (whose nz is that of ``points``).
 
-    Raises ConfigError for images that are not square and for sizes that do not fit.
+    Raises ConfigError for sizes that do not fit.
     """
     if spec.kind == "points":
         numbers = dataclasses.asdict(points)
         return PointEncoder(channels=spec.channels, **numbers), PointDecoder(channels=spec.channels, **numbers)
-    require_square(spec)
-    settings = dataclasses.asdict(options) | {"image_size": spec.height}
+    settings = dataclasses.asdict(options) | {"image_size": size_of(spec.height, spec.width)}
     return Encoder(in_channels=spec.channels, **settings), Decoder(out_channels=spec.channels, **settings)
 
 
-def _smallest_side(image_size: int, patch: int, channel_mult: Sequence[int], **counts: int) -> int:
-    """The side of the last level. Raises ConfigError where it is no whole number, or a count is below 1."""
+def _smallest_size(image_size: Size, patch: int, channel_mult: Sequence[int], **counts: int) -> tuple[int, int]:
+    """Height and width of the last level. Raises ConfigError where they are not whole, or a count is below 1."""
     low = [f"{name} {value}" for name, value in {"patch": patch, **counts}.items() if value < 1]
     if not channel_mult or min(channel_mult) < 1:
         low.append(f"channel_mult {tuple(channel_mult)}")
     if low:
         raise ConfigError(f"autoencoder cannot be built with {', '.join(low)}: give whole numbers from 1")
     factor = patch << (len(channel_mult) - 1)
-    if image_size < factor or image_size % factor:
-        raise ConfigError(
-            f"autoencoder cannot take images of side {image_size}: with patch {patch} and {len(channel_mult)} levels "
-            f"the side must be a multiple of {factor}; use fewer levels or another patch or size"
-        )
-    return image_size // factor
+    return divided("autoencoder", image_size, factor, f"with patch {patch} and {len(channel_mult)} levels")
 
 
 def _blocks(widths: Sequence[int], dropout: float) -> list[nn.Module]:
@@ -91,12 +87,12 @@ def _through(layers: Iterable[nn.Module], h: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Images (N, in_channels, S, S) in [-1, 1] -> mean and log variance of q(z|x), both (N, nz)."""
+    """Images (N, in_channels, H, W) in [-1, 1] -> mean and log variance of q(z|x), both (N, nz)."""
 
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: Size,
         in_channels: int,
         nz: int,
         channels: int = 64,
@@ -106,11 +102,14 @@ class Encoder(nn.Module):
         fir: bool = False,
         patch: int = 1,
     ) -> None:
-        """Settings as in ``AutoencoderOptions``. Raises ConfigError for sizes that do not fit."""
+        """Settings as in ``AutoencoderOptions``; ``image_size`` one number or (height, width).
+
+        Raises ConfigError for sizes that do not fit.
+        """
         super().__init__()
         counts = {"in_channels": in_channels, "nz": nz, "channels": channels, "blocks": blocks}
-        side = _smallest_side(image_size, patch, channel_mult, **counts)
-        self.shape = (in_channels, image_size, image_size)
+        height, width = _smallest_size(image_size, patch, channel_mult, **counts)
+        self.shape = (in_channels, *height_width(image_size))
         self.patch = patch
         self.conv_in = conv(in_channels * patch**2, channels)
         layers: list[nn.Module] = []
@@ -122,12 +121,12 @@ class Encoder(nn.Module):
             c = channels * multiple
         self.layers = nn.ModuleList(layers)
         self.norm = GroupNorm(c)
-        self.mean = dense(c * side**2, nz)
-        self.log_var = dense(c * side**2, nz, scale=NEAR_ZERO)  # the variance is all but 1 to start with
+        self.mean = dense(c * height * width, nz)
+        self.log_var = dense(c * height * width, nz, scale=NEAR_ZERO)  # the variance is all but 1 to start with
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, in_channels, S, S). Raises ConfigError for another shape than the network was built for."""
+        """x (N, in_channels, H, W). Raises ConfigError for another shape than the network was built for."""
         if x.shape[1:] != self.shape:
             raise ConfigError(f"encoder was built for images {self.shape}, but got {tuple(x.shape[1:])}")
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
@@ -137,12 +136,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (N, nz) -> images (N, out_channels, S, S), in [-1, 1] if ``tanh``: the mean of p(x|z)."""
+    """z (N, nz) -> images (N, out_channels, H, W), in [-1, 1] if ``tanh``: the mean of p(x|z)."""
 
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: Size,
         out_channels: int,
         nz: int,
         channels: int = 64,
@@ -153,13 +152,16 @@ class Decoder(nn.Module):
         patch: int = 1,
         tanh: bool = True,
     ) -> None:
-        """Settings as in ``AutoencoderOptions``. Raises ConfigError for sizes that do not fit."""
+        """Settings as in ``AutoencoderOptions``; ``image_size`` one number or (height, width).
+
+        Raises ConfigError for sizes that do not fit.
+        """
         super().__init__()
         counts = {"out_channels": out_channels, "nz": nz, "channels": channels, "blocks": blocks}
-        self.side = _smallest_side(image_size, patch, channel_mult, **counts)
+        self.size = _smallest_size(image_size, patch, channel_mult, **counts)
         self.nz, self.patch, self.tanh = nz, patch, tanh
         c = channels * channel_mult[-1]
-        self.start = dense(nz, c * self.side**2)
+        self.start = dense(nz, c * math.prod(self.size))
         layers: list[nn.Module] = []
         for i, multiple in reversed(list(enumerate(channel_mult))):
             layers += _blocks([c] + [channels * multiple] * blocks, dropout)
@@ -174,7 +176,7 @@ class Decoder(nn.Module):
         """z (N, nz). Raises ConfigError for another shape."""
         _check_latent(z, self.nz)
         # In channels_last the dense layer's numbers, pixel by pixel, are the image: nothing is copied.
-        h = self.start(z).view(z.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
+        h = self.start(z).view(z.shape[0], *self.size, -1).permute(0, 3, 1, 2)
         x = F.pixel_shuffle(self.out(_through(self.layers, h)), self.patch)
         return x.tanh() if self.tanh else x
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from trilemma.errors import ConfigError, nearest
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.networks.resample import fir_downsample, naive_downsample
+from trilemma.networks.sizes import Size, divided, height_width, in_words
 
 _SLOPE = 0.2
 _NEAR_ZERO = 1e-10  # the published scale of layers that start (all but) silent
@@ -133,12 +134,12 @@ class TimeDiscriminator(nn.Module):
         embedding: int = 128,
         kind: Literal["small", "large", "tiny"] = "small",
         patch: int = 1,
-        size: int | None = None,
+        size: Size | None = None,
         fir: bool = True,
         conditional: bool = True,
     ) -> None:
         """``in_channels`` of one image; ``channels`` the base width; ``embedding`` the width of the time embedding;
-        ``patch`` p works on p x p pixels as channels; ``size`` (if given) of the square images, only to be checked;
+        ``patch`` p works on p x p pixels as channels; ``size`` (if given) of the images, only to be checked;
         ``fir`` halves with the filter 1, 3, 3, 1, otherwise by the mean of 2 x 2 pixels; ``conditional`` reads x_t too.
 
         Raises ConfigError for an unknown kind and for sizes that do not fit.
@@ -156,7 +157,7 @@ class TimeDiscriminator(nn.Module):
         self.conditional = conditional
         self.least_size = patch * 2 ** sum(plan.down)
         if size is not None:
-            self._check_size(size, size)
+            self._check_size(*height_width(size))
         self.embedding = embedding
         widths = [channels * w for w in plan.widths]
         self.time_in = nn.Linear(embedding, embedding)
@@ -206,18 +207,20 @@ class StridedCritic(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, condition: int = 0
+        self, *, in_channels: int, size: Size, channels: int = 32, embedding: int = 64, condition: int = 0
     ) -> None:
-        """``channels`` is c; ``size`` of the square images, a multiple of 4; ``condition`` numbers are read beside.
+        """``channels`` is c; ``size`` of the images: a multiple of 4, or a height and width that are; ``condition``
+        numbers are read beside.
 
         Raises ConfigError for sizes that do not fit.
         """
         super().__init__()
-        if min(in_channels, channels) < 1 or embedding < 4 or size < 4 or size % 4:
+        if min(in_channels, channels) < 1 or embedding < 4:
             raise ConfigError(
-                "strided discriminator needs in_channels and channels of at least 1, an embedding of at least 4 and "
-                f"images whose side is a multiple of 4, not {in_channels}, {channels}, {embedding} and {size}"
+                "strided discriminator needs in_channels and channels of at least 1 and an embedding of at least 4, "
+                f"not {in_channels}, {channels} and {embedding}"
             )
+        height, width = divided("strided discriminator", size, 4, "halving twice,")
         self.size = size
         self.time = nn.Linear(condition, embedding) if condition else None
         self.time_1 = nn.Linear(embedding, channels) if condition else None
@@ -225,13 +228,15 @@ class StridedCritic(nn.Module):
         self.conv_1 = nn.Conv2d(in_channels, channels, 4, stride=2, padding=1)
         self.conv_2 = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
         self.conv_3 = nn.Conv2d(2 * channels + 1, 2 * channels, 3, padding=1)
-        self.out = nn.Linear(2 * channels * (size // 4) ** 2, 1)
+        self.out = nn.Linear(2 * channels * height * width, 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, c: Tensor | None = None) -> Tensor:
-        """image (N, C, size, size), c (N, condition). Raises ConfigError for other sizes."""
-        if image.shape[2:] != (self.size, self.size):
-            raise ConfigError(f"discriminator was built for images of side {self.size}, but got {tuple(image.shape)}")
+        """image (N, C, height, width), c (N, condition). Raises ConfigError for other sizes."""
+        if image.shape[2:] != height_width(self.size):
+            raise ConfigError(
+                f"discriminator was built for images of {in_words(self.size)}, but got {tuple(image.shape)}"
+            )
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
         h = self.conv_1(image.contiguous(memory_format=torch.channels_last))
         emb = None if self.time is None else F.leaky_relu(self.time(c), _SLOPE)
@@ -247,7 +252,7 @@ class StridedDiscriminator(StridedCritic):
     """D(x, t, x_t) -> logits (N, 1): ``StridedCritic`` of both images (``conditional``) or of x, given t."""
 
     def __init__(
-        self, *, in_channels: int, size: int, channels: int = 32, embedding: int = 64, conditional: bool = True
+        self, *, in_channels: int, size: Size, channels: int = 32, embedding: int = 64, conditional: bool = True
     ) -> None:
         """``in_channels`` of one image; the rest as in ``StridedCritic``."""
         super().__init__(
@@ -261,6 +266,9 @@ class StridedDiscriminator(StridedCritic):
         self.embedding = embedding
 
     def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:  # type: ignore[override]
-        """x and x_t (N, C, size, size), t (N,) the integer level of x; logits (N, 1). Raises ConfigError for others."""
+        """x and x_t (N, C, height, width), t (N,) the integer level of x; logits (N, 1).
+
+        Raises ConfigError for other sizes.
+        """
         image = torch.cat((x, x_t), dim=1) if self.conditional else x
         return super().forward(image, timestep_embedding(t, self.embedding).to(x.dtype))

@@ -31,11 +31,12 @@ from trilemma.networks.embeddings import FourierEmbedding, timestep_embedding
 from trilemma.networks.initialise import NEAR_ZERO, conv, dense
 from trilemma.networks.layers import Attention, LatentMapping, NormConv
 from trilemma.networks.levels import Block, Combine, DownLevel, InputPyramid, LevelPlan, OutputPyramid, UpLevel
+from trilemma.networks.sizes import Size, divided, height_width
 
 Embedding = Literal["positional", "fourier"]
 
 
-def _check_sizes(image_size: int, patch: int, channel_mult: Sequence[int], least: dict[str, tuple[int, int]]) -> None:
+def _check_sizes(image_size: Size, patch: int, channel_mult: Sequence[int], least: dict[str, tuple[int, int]]) -> None:
     """``least`` maps a setting's name to (its value, the least it may be)."""
     low = [f"{name} {value} (at least {bound})" for name, (value, bound) in least.items() if value < bound]
     if patch < 1 or not channel_mult or min(channel_mult) < 1:
@@ -43,20 +44,16 @@ def _check_sizes(image_size: int, patch: int, channel_mult: Sequence[int], least
     if low:
         raise ConfigError(f"NCSNpp cannot be built with {', '.join(low)}")
     factor = patch * 2 ** (len(channel_mult) - 1)
-    if image_size < factor or image_size % factor:
-        raise ConfigError(
-            f"NCSNpp cannot take images of side {image_size}: with patch {patch} and {len(channel_mult)} levels the "
-            f"side must be a multiple of {factor}; use fewer levels or another patch or size"
-        )
+    divided("NCSNpp", image_size, factor, f"with patch {patch} and {len(channel_mult)} levels")
 
 
 class NCSNpp(nn.Module):
-    """G(x, t, z): images (N, in_channels, S, S), times (N,), latents (N, nz) -> images (N, out_channels, S, S)."""
+    """G(x, t, z): images (N, in_channels, H, W), times (N,), latents (N, nz) -> images (N, out_channels, H, W)."""
 
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: Size,
         in_channels: int,
         out_channels: int,
         channels: int = 128,
@@ -82,9 +79,10 @@ class NCSNpp(nn.Module):
         tanh: bool = True,
         patch: int = 1,
     ) -> None:
-        """``channel_mult`` one entry a level; ``attention`` the sides of the feature maps (image_size / patch and its
-        halves) that get it, the middle always does; ``centered``: images come in [-1, 1] (else [0, 1], mapped to it);
-        ``nz`` 0 for no latent; ``z_layers`` + 1 dense layers map it; ``tanh`` bounds the output to [-1, 1].
+        """``image_size`` one number or (height, width); ``channel_mult`` one entry a level; ``attention`` the sides of
+        feature maps (image_size / patch and its halves; of rectangles the shorter) that get it, the middle always does;
+        ``centered``: images come in [-1, 1] (else [0, 1], mapped to it); ``nz`` 0 for no latent; ``z_layers`` + 1 dense
+        layers map it; ``tanh`` bounds the output to [-1, 1].
 
         Raises ConfigError for an unknown name, and for sizes that do not fit.
         """
@@ -124,7 +122,7 @@ class NCSNpp(nn.Module):
     def _build_levels(
         self, plan: LevelPlan, level_widths: list[int], blocks: int, attention: set[int], out_channels: int
     ) -> None:
-        side, deepest = self.image_size // self.patch, len(level_widths) - 1
+        side, deepest = min(height_width(self.image_size)) // self.patch, len(level_widths) - 1
         c, pyramid = self.channels, self.in_channels * self.patch**2
         self.conv_in = conv(pyramid, c)
         skips = [c]
@@ -173,11 +171,11 @@ class NCSNpp(nn.Module):
         return w
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
-        """x (N, in_channels, S, S); t (N,); z (N, nz), not read if nz = 0. Returns (N, out_channels, S, S).
+        """x (N, in_channels, H, W); t (N,); z (N, nz), not read if nz = 0. Returns (N, out_channels, H, W).
 
         Raises ConfigError for images or latents of another shape than the network was built for.
         """
-        expected = (self.in_channels, self.image_size, self.image_size)
+        expected = (self.in_channels, *height_width(self.image_size))
         if x.shape[1:] != expected:
             raise ConfigError(f"NCSNpp was built for images {expected}, but got {tuple(x.shape[1:])}")
         emb, latent = self._embed(t), self._map(z, x.shape[0])

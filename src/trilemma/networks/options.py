@@ -16,6 +16,7 @@ from trilemma.config import require
 from trilemma.networks.discriminators import StridedCritic, StridedDiscriminator, TimeDiscriminator
 from trilemma.networks.mlp import PointCritic, PointDiscriminator, PointGenerator, PointSynthesis
 from trilemma.networks.ncsnpp import NCSNpp
+from trilemma.networks.sizes import size_of
 from trilemma.networks.stylegan2 import Synthesis
 from trilemma.networks.stylegan2_discriminator import StyleDiscriminator
 from trilemma.types import DataSpec
@@ -112,10 +113,9 @@ def build_denoiser(
     """The network that reads (x_t, t, z): U-Net for images, fully connected for points; no z if ``latent`` is None."""
     if spec.kind == "points":
         return PointGenerator(nz=points.nz if latent else 0, hidden=points.hidden, layers=points.layers)
-    require_square(spec)
     settings = dataclasses.asdict(unet) | {"tanh": tanh}
     return NCSNpp(
-        image_size=spec.height,
+        image_size=size_of(spec.height, spec.width),
         in_channels=spec.channels,
         out_channels=spec.channels,
         nz=latent.nz if latent else 0,
@@ -125,36 +125,25 @@ def build_denoiser(
     )
 
 
-def require_square(spec: DataSpec) -> None:
-    """Refuse images that are not square."""
-    require(
-        spec.height == spec.width, f"images must be square, not {spec.height} x {spec.width}: crop them with --size"
-    )
-
-
 def build_synthesis(
     spec: DataSpec, options: SynthesisOptions, points: PointOptions, w_dim: int
 ) -> Synthesis | PointSynthesis:
     """w (N, w_dim) or (N, num_ws, w_dim) -> images, or points."""
     if spec.kind == "points":
         return PointSynthesis(w_dim, hidden=points.hidden, layers=points.layers)
-    require_square(spec)
-    return Synthesis(w_dim=w_dim, size=spec.height, channels=spec.channels, **dataclasses.asdict(options))
+    size = size_of(spec.height, spec.width)
+    return Synthesis(w_dim=w_dim, size=size, channels=spec.channels, **dataclasses.asdict(options))
 
 
 def build_critic(spec: DataSpec, options: CriticOptions, points: PointOptions, condition: int = 0) -> nn.Module:
     """D(image, c) -> (N, 1) logits; c (N, condition) if there is one."""
     if spec.kind == "points":
         return PointCritic(condition, hidden=points.hidden, layers=points.layers)
-    require_square(spec)
+    size = size_of(spec.height, spec.width)
     if options.architecture == "strided":
         require(options.patch == 1, f"a strided discriminator has no patch, but {options.patch} was asked for")
-        return StridedCritic(
-            in_channels=spec.channels, size=spec.height, channels=options.channel_max, condition=condition
-        )
-    return StyleDiscriminator(
-        size=spec.height, channels=spec.channels, classes=condition, **dataclasses.asdict(options)
-    )
+        return StridedCritic(in_channels=spec.channels, size=size, channels=options.channel_max, condition=condition)
+    return StyleDiscriminator(size=size, channels=spec.channels, classes=condition, **dataclasses.asdict(options))
 
 
 def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: PointOptions) -> nn.Module:
@@ -164,7 +153,7 @@ def build_discriminator(spec: DataSpec, options: DiscriminatorOptions, points: P
         return PointDiscriminator(hidden=points.hidden, layers=points.layers)
     shared: dict[str, Any] = {
         "in_channels": spec.channels,
-        "size": spec.height,
+        "size": size_of(spec.height, spec.width),
         "channels": options.channels,
         "embedding": options.embedding,
         "conditional": options.conditional,

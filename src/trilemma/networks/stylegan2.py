@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from trilemma.errors import ConfigError
 from trilemma.networks.mlp import PointSynthesis
 from trilemma.networks.resample import fir_filter, fir_upsample
+from trilemma.networks.sizes import Size, height_width, in_words, nearest_multiple
 
 _SLOPE = 0.2
 GAIN = math.sqrt(2.0)
@@ -129,19 +130,19 @@ class StyleMapping(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """One style-modulated convolution with noise (module docstring); ``up`` doubles the side."""
+    """One style-modulated convolution with noise (module docstring); ``up`` doubles the sides."""
 
     noise_const: Tensor
 
-    def __init__(self, c_in: int, c_out: int, w_dim: int, side: int, *, up: bool = False, size: int = 3) -> None:
-        """``side`` in pixels of the output."""
+    def __init__(self, c_in: int, c_out: int, w_dim: int, side: Size, *, up: bool = False, size: int = 3) -> None:
+        """``side`` in pixels of the output, or its (height, width)."""
         super().__init__()
-        self.up, self.side = up, side
+        self.up, self.shape = up, height_width(side)
         self.affine = Dense(w_dim, c_in, bias_start=1.0)
         self.weight = nn.Parameter(torch.randn(c_out, c_in, size, size))
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.register_buffer("noise_const", torch.randn(side, side))
+        self.register_buffer("noise_const", torch.randn(self.shape))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         s = self.affine(w)
@@ -161,7 +162,7 @@ class StyledConv(nn.Module):
     def draw(self, x: Tensor, noise: Literal["random", "const", "none"]) -> Tensor | None:
         """This layer's noise for as many images as ``x`` has."""
         if noise == "random":
-            return torch.randn(len(x), 1, self.side, self.side, device=x.device, dtype=x.dtype)
+            return torch.randn(len(x), 1, *self.shape, device=x.device, dtype=x.dtype)
         return self.noise_const if noise == "const" else None
 
 
@@ -183,7 +184,7 @@ class ToImage(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution: an upsampling convolution (not in the first), another, and its part of the image."""
 
-    def __init__(self, c_in: int, c_out: int, image: int, w_dim: int, side: int, *, first: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, image: int, w_dim: int, side: Size, *, first: bool) -> None:
         super().__init__()
         self.up = None if first else StyledConv(c_in, c_out, w_dim, side, up=True)
         self.conv = StyledConv(c_out, c_out, w_dim, side)
@@ -195,13 +196,13 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """w (N, w_dim), or one for each layer (N, num_ws, w_dim) -> image (N, C, size, size)."""
+    """w (N, w_dim), or one for each layer (N, num_ws, w_dim) -> image (N, C, height, width)."""
 
     def __init__(
         self,
         *,
         w_dim: int,
-        size: int,
+        size: Size,
         channels: int,
         channel_base: int = 32768,
         channel_max: int = 512,
@@ -209,22 +210,22 @@ class Synthesis(nn.Module):
         start: Literal["constant", "latent"] = "constant",
         tanh: bool = False,
     ) -> None:
-        """``size`` and ``channels`` of the image; features have min(channel_base / side, channel_max) channels.
+        """``size`` (one number, or height and width) and ``channels`` of the image; features have min(channel_base /
+        side, channel_max) channels, where the side of a rectangle is the shorter one.
         Ours: ``start`` "latent" adds a dense layer of the first w to the constant; ``tanh`` bounds the image.
 
         Raises ConfigError for sizes that do not fit.
         """
         super().__init__()
-        if size % patch:
-            raise ConfigError(f"generator: images of side {size} are no multiple of patch {patch}")
-        sides = feature_sides(size // patch)
+        shapes = feature_shapes(size, patch, "generator")
+        sides = [min(shape) for shape in shapes]
         widths = [feature_width(side, channel_base, channel_max) for side in sides]
         self.sides, self.patch, self.tanh = sides, patch, tanh
-        self.const = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
+        self.const = nn.Parameter(torch.randn(widths[0], *shapes[0]))
         self.start = Dense(w_dim, self.const.numel()) if start == "latent" else None
         self.blocks = nn.ModuleList(
-            SynthesisBlock(c_in, c_out, channels * patch**2, w_dim, side, first=i == 0)
-            for i, (c_in, c_out, side) in enumerate(zip([0, *widths[:-1]], widths, sides, strict=True))
+            SynthesisBlock(c_in, c_out, channels * patch**2, w_dim, shape, first=i == 0)
+            for i, (c_in, c_out, shape) in enumerate(zip([0, *widths[:-1]], widths, shapes, strict=True))
         )
         self.to(memory_format=torch.channels_last)
 
@@ -243,7 +244,7 @@ class Synthesis(nn.Module):
     @property
     def noise_shapes(self) -> list[tuple[int, int, int]]:
         """(1, H, W) of each layer's noise, in order."""
-        return [(1, conv.side, conv.side) for conv in self.convs()]
+        return [(1, *conv.shape) for conv in self.convs()]
 
     def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:
         """``noise``: drawn anew, the stored maps, none, or one (N, 1, H, W) for each of ``noise_shapes``."""
@@ -284,7 +285,7 @@ class StyleGenerator(nn.Module):
         mixed_from: int = 0,
         with_ws: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """z (N, z_dim), c (N, classes) one-hot -> (N, C, size, size). The first ``truncation_cutoff`` layers (all if
+        """z (N, z_dim), c (N, classes) one-hot -> (N, C, height, width). The first ``truncation_cutoff`` layers (all if
         None) get truncated w; those from ``mixed_from`` on the w of ``z_mixed``, if it is given (style mixing).
         ``with_ws``: the image and the ws it was made from."""
         ws = self.ws(z, c, truncation_psi, truncation_cutoff)
@@ -309,12 +310,32 @@ def feature_sides(size: int) -> list[int]:
 
     Raises ConfigError for a size below 4.
     """
-    if size < 4:
-        raise ConfigError(f"style networks need at least 4 pixels a side (after patch), not {size}")
-    sides = [size]
-    while sides[0] % 2 == 0 and sides[0] >= 8:
-        sides.insert(0, sides[0] // 2)
-    return sides
+    return [height for height, _ in _halved(size, size)]
+
+
+def feature_shapes(size: Size, patch: int, who: str) -> list[tuple[int, int]]:
+    """Height and width of the features of images from small to large, as ``feature_sides`` has them for squares.
+
+    Raises ConfigError, in which ``who`` complains, for sizes that patch does not divide and for less than 4 pixels.
+    """
+    height, width = height_width(size)
+    if height % patch or width % patch:
+        raise ConfigError(
+            f"{who}: images of {in_words(size)} are no multiple of patch {patch}; "
+            f"the nearest that fits is {in_words(nearest_multiple(size, patch))}"
+        )
+    return _halved(height // patch, width // patch)
+
+
+def _halved(height: int, width: int) -> list[tuple[int, int]]:
+    """The size and its halves, small to large, as long as both sides are whole and at least 4."""
+    if min(height, width) < 4:
+        raise ConfigError(f"style networks need at least 4 pixels a side (after patch), not {min(height, width)}")
+    shapes = [(height, width)]
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        shapes.insert(0, (height, width))
+    return shapes
 
 
 def feature_width(side: int, channel_base: int, channel_max: int) -> int:

@@ -1,6 +1,6 @@
 """StyleGAN2's discriminator (Karras et al. 2020, section 4.1), for images and, if asked, a condition.
 
-From the full side down to the last (4, or size / 2^k where it turns odd; see ``stylegan2.feature_sides``):
+From the full side down to the last (4, or size / 2^k where it turns odd; see ``stylegan2.feature_shapes``):
 
     orig      x <- down(act(conv(act(conv(x)))))
     resnet    the same, plus 1 x 1 conv(down(x)), the sum divided by sqrt(2)
@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from trilemma.errors import ConfigError, nearest
 from trilemma.networks.discriminators import minibatch_std
 from trilemma.networks.resample import fir_downsample, fir_filter
-from trilemma.networks.stylegan2 import GAIN, Dense, StyleMapping, feature_sides, feature_width, lrelu
+from trilemma.networks.sizes import Size, height_width, in_words
+from trilemma.networks.stylegan2 import GAIN, Dense, StyleMapping, feature_shapes, feature_width, lrelu
 
 Architecture = Literal["orig", "skip", "resnet"]
 _ARCHITECTURES = ("orig", "skip", "resnet")
@@ -72,12 +73,12 @@ class DiscriminatorBlock(nn.Module):
 
 
 class StyleDiscriminator(nn.Module):
-    """D(image, c): images (N, C, size, size), condition (N, classes) if there is one -> logits (N, 1)."""
+    """D(image, c): images (N, C, height, width), condition (N, classes) if there is one -> logits (N, 1)."""
 
     def __init__(
         self,
         *,
-        size: int,
+        size: Size,
         channels: int,
         classes: int = 0,
         architecture: Architecture = "resnet",
@@ -88,17 +89,17 @@ class StyleDiscriminator(nn.Module):
         std_group: int = 4,
         patch: int = 1,
     ) -> None:
-        """``size`` and ``channels`` of the image; ``classes`` numbers of the condition; ``mapped`` the length of the
-        mapped condition (None: the width of the last features); ``std_group`` images share a standard deviation.
+        """``size`` (one number, or height and width) and ``channels`` of the image; ``classes`` numbers of the
+        condition; ``mapped`` the length of the mapped condition (None: the width of the last features); ``std_group``
+        images share a standard deviation.
 
         Raises ConfigError for an unknown architecture and for sizes that do not fit.
         """
         super().__init__()
         if architecture not in _ARCHITECTURES:
             raise nearest("discriminator architecture", str(architecture), _ARCHITECTURES)
-        if size % patch:
-            raise ConfigError(f"discriminator: images of side {size} are no multiple of patch {patch}")
-        sides = feature_sides(size // patch)[::-1]
+        shapes = feature_shapes(size, patch, "discriminator")[::-1]
+        sides = [min(shape) for shape in shapes]
         widths = [feature_width(side, channel_base, channel_max) for side in sides]
         self.size, self.patch, self.std_group, self.sides = size, patch, std_group, sides
         self.skip = architecture == "skip"
@@ -111,14 +112,16 @@ class StyleDiscriminator(nn.Module):
         last = widths[-1]
         mapped = (mapped or last) if classes else 0
         self.conv = ScaledConv(last + 1, last, 3)
-        self.dense = Dense(last * sides[-1] ** 2, last, act=True)
+        self.dense = Dense(last * math.prod(shapes[-1]), last, act=True)
         self.out = Dense(last, mapped or 1)
         self.mapping = StyleMapping(0, mapped, classes=classes, layers=mapping_layers, beta=None) if classes else None
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, c: Tensor | None = None) -> Tensor:
-        if image.shape[2:] != (self.size, self.size):
-            raise ConfigError(f"discriminator was built for images of side {self.size}, but got {tuple(image.shape)}")
+        if image.shape[2:] != height_width(self.size):
+            raise ConfigError(
+                f"discriminator was built for images of {in_words(self.size)}, but got {tuple(image.shape)}"
+            )
         image = F.pixel_unshuffle(image, self.patch) if self.patch > 1 else image
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
         image = image.contiguous(memory_format=torch.channels_last)
