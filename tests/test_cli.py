@@ -79,7 +79,7 @@ def bad(capsys: Capture, *arguments: str) -> str:
     [
         (
             "frobnicate",
-            "unknown command 'frobnicate': known: bench, compare, convert, evaluate, extractor, list, race",
+            "unknown command 'frobnicate': known: bench, compare, convert, data, evaluate, extractor, list, race",
         ),
         ("trian ddgan", "unknown command 'trian': did you mean 'train'?"),
         ("train", "train: a method is missing"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from trilemma.comparison import comparison_table, differences, published_for, read_rows, refuse_unequal
 from trilemma.config import Recipe, build, recipe_names
-from trilemma.data import Dataset, catalogue, load_data
+from trilemma.data import Dataset, catalogue, load_data, usual_size
 from trilemma.engine import evaluate as evaluation
 from trilemma.engine import images as image_evaluation
 from trilemma.engine import train as training
@@ -247,7 +248,8 @@ def _race_data(data: str, rows: Sequence[RaceRow], size: int | None, root: Path 
     sizes = {row.loaded.data.size for row in rows}
     if size is None and len(sizes) > 1:
         raise ConfigError(f"the methods' recipes want different image sizes {sorted(map(str, sizes))}: give --size")
-    return load_data(data, root=root, size=sizes.pop() if size is None else size, channels=rows[0].loaded.data.channels)
+    wanted = usual_size(data, sizes.pop()) if size is None else size
+    return load_data(data, root=root, size=wanted, channels=rows[0].loaded.data.channels)
 
 
 def _race_budget(rows: Sequence[RaceRow]) -> tuple[float | None, int | None]:
@@ -391,3 +393,98 @@ def train_extractor(  # noqa: PLR0913
     check_extractor_out(path)
     on_data(plan.train)
     return fit_extractor(plan, path, report=report)
+
+
+def check_data(
+    data: str,
+    *,
+    out: Path | str | None = None,
+    labels: Path | str | None = None,
+    report: Callable[[str, int, int], None] = quiet,
+) -> dict[str, Any]:
+    """Look at all training images of a folder, zip, tars, parquet files or a set on the hub before training on them.
+
+    Args:
+        data: where they are; known sets need no check.
+        out: the folder for check.json and the contact sheet; default checks/NAME.
+        labels: a CSV or JSON file of labels that does not lie beside the images.
+        report: told what is being done, how far, and of how much.
+
+    Returns:
+        what was found, as check.json has it.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    from trilemma.engine import data_check
+
+    _refuse_known(data)
+    folder = Path("checks") / _data_name(data) if out is None else Path(out)
+    return data_check.check_data(data, folder, labels=None if labels is None else Path(labels), report=report)
+
+
+def prepare_data(
+    data: str,
+    *,
+    out: Path | str | None = None,
+    size: int | None = None,
+    gray: bool = False,
+    crop: Literal["center", "none", "pad"] = "center",
+    filter: Literal["lanczos", "box"] = "lanczos",
+    labels: Path | str | None = None,
+    without: Path | str | None = None,
+    report: Callable[[int, int], None] = quiet,
+) -> Path:
+    """Decode images once into a folder that can be given as ``data``, and return the folder.
+
+    Started again after it was stopped it goes on.
+
+    Args:
+        data: a folder, zip, tars, parquet files or a set on the hub.
+        out: the folder; default prepared/NAME-SIZE.
+        size: pixels a side; default the images' own, which must be the same for all.
+        gray: make all gray; default gray if all are, else RGB.
+        crop: "center" cuts squares, "pad" makes squares with white beside, "none" makes the shorter side ``size``.
+        filter: how images are resized.
+        labels: a CSV or JSON file of labels that does not lie beside the images.
+        without: a text file that names images to leave out, one a line.
+        report: told the number of images decoded and of all.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    from trilemma.data.prepared import Preparation, prepare
+
+    how = Preparation(size, gray, crop, filter)
+    _refuse_known(data)
+    name = _data_name(data) + ("" if size is None else f"-{size}")
+    return prepare(
+        data,
+        Path("prepared") / name if out is None else Path(out),
+        how,
+        labels=None if labels is None else Path(labels),
+        without=() if without is None else _lines(Path(without)),
+        report=report,
+    )
+
+
+def _data_name(data: str) -> str:
+    """A word for a folder of results: a path's last part, or a hub set's name."""
+    if data.startswith("hf:"):
+        return data.split(":")[1].rsplit("/", maxsplit=1)[-1] or "hub"
+    name = Path(data).resolve().name if Path(data).is_dir() else Path(data).stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def _refuse_known(data: str) -> None:
+    if data in catalogue() or (data.lower() in catalogue() and not Path(data).exists()):
+        raise ConfigError(f"{data} is a known set, ready as it is: give a folder or zip of images")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--without {path} can't be read as text ({error}): give a file with one name a line"
+        ) from None

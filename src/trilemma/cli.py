@@ -36,9 +36,12 @@ Train, sample and fairly compare fast generative image models.
   bench RUN...     images a second batch by batch, FLOPs, memory, share of what the machine can do
   convert FILE     turn a published checkpoint into a run folder
   extractor train  train a feature extractor on labelled images
+  data check DATA  what is wrong with images before they are trained on, and what mends it
+  data prepare     decode images once into a folder that is given as DATA
   list             methods, recipes and data sets
 
-DATA is digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images.
+DATA is digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images; also prepared images, a .tar or
+.parquet, or hf:NAME.
 Start with: trilemma race digits      Help for a command: trilemma COMMAND --help
 """
 
@@ -187,6 +190,22 @@ class Extractor:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Look at images before training (check), or decode them once into a folder that is given as DATA (prepare)."""
+
+    action: Literal["check", "prepare"]  # what to do
+    data: str  # a folder, zip, .tar or .parquet (or a pattern of these), or hf:NAME[:SPLIT[:COLUMN]]
+    out: Path | None = None  # the folder to write (default: checks/NAME, or prepared/NAME-SIZE)
+    labels: Path | None = None  # a CSV (file,label) or JSON of labels (default: one beside the images, or subfolders)
+    size: int | None = None  # prepare: pixels a side (default: as they are)
+    gray: bool = False  # prepare: make all gray
+    crop: Literal["center", "none", "pad"] = "center"  # prepare: squares from the middle, whole, or with white beside
+    filter: Literal["lanczos", "box"] = "lanczos"  # prepare: how images are resized
+    without: Path | None = None  # prepare: a text file of images to leave out, one a line
+    json: bool = False  # check: print what was found as JSON
+
+
+@dataclass(frozen=True)
 class List:
     """Methods, recipes and data sets, each with one line."""
 
@@ -201,6 +220,7 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
     "convert": Convert,
     "extractor": Extractor,
+    "data": Data,
     "list": List,
 }
 POSITIONAL: dict[str, tuple[str, ...]] = {
@@ -213,6 +233,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "bench": ("runs",),
     "convert": ("file", "run"),
     "extractor": ("action", "data"),
+    "data": ("action", "data"),
 }
 
 
@@ -239,7 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"trilemma: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"trilemma: {str(stop) or 'interrupted; go on with --resume'}", file=sys.stderr)
+        resumable = hasattr(COMMANDS[arguments[0]], "resume")
+        usual = "interrupted" + ("; go on with --resume" if resumable else "")
+        print(f"trilemma: {str(stop) or usual}", file=sys.stderr)
         sys.exit(130)
     except Terminated as stop:
         print(f"trilemma: {stop}", file=sys.stderr)

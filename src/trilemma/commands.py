@@ -17,12 +17,13 @@ from rich.table import Table
 from trilemma import api
 from trilemma.comparison import bench_table
 from trilemma.config import require
-from trilemma.data import Dataset
+from trilemma.data import Dataset, load_data
 from trilemma.engine import loop
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.images import are_images, result_folder
 from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 from trilemma.errors import ConfigError
+from trilemma.files import finite
 from trilemma.measure.classifier import read_made
 from trilemma.types import Sampler
 
@@ -341,3 +342,77 @@ def run_verify_resume(command: Any) -> None:
         print(f"{found.difference} differs ({how})")
         sys.exit(1)
     print(f"bit-identical: {how}")
+
+
+def run_data(command: Any) -> None:
+    """``trilemma data check`` and ``trilemma data prepare``."""
+    check = command.action == "check"
+    usual = {"size": None, "gray": False, "crop": "center", "filter": "lanczos", "without": None}
+    misplaced = [flag for flag, value in usual.items() if getattr(command, flag) != value] if check else []
+    misplaced += ["json"] if command.json and not check else []
+    other = "prepare" if check else "check"
+    require(not misplaced, f"--{', --'.join(misplaced)}: for data {other}, not for data {command.action}")
+    if check:
+        _check_data(command)
+    else:
+        _prepare_data(command)
+
+
+def _check_data(command: Any) -> None:
+    with progress_bar() as bar:
+        line = Line(bar, f"check {command.data}")
+        found = api.check_data(
+            command.data,
+            out=command.out,
+            labels=command.labels,
+            report=lambda what, done, total: line.show(done / total, what),
+        )
+    if command.json:
+        print(json.dumps(finite(found), indent=2))
+    else:
+        _print_check(found)
+
+
+def _prepare_data(command: Any) -> None:
+    try:
+        with progress_bar() as bar:
+            line = Line(bar, f"prepare {command.data}")
+            folder = api.prepare_data(
+                command.data,
+                out=command.out,
+                size=command.size,
+                gray=command.gray,
+                crop=command.crop,
+                filter=command.filter,
+                labels=command.labels,
+                without=command.without,
+                report=lambda done, total: line.show(done / total, f"{done:,}/{total:,} images"),
+            )
+    except KeyboardInterrupt:
+        print("trilemma: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    name_skipped(load_data(str(folder.resolve())))  # in full, lest a folder called digits be taken for the set
+    print(folder)
+
+
+def _print_check(found: dict[str, Any]) -> None:
+    """Two tables: what the images are, and what is wrong with them."""
+    about = Table("images", f"{found['images']:,} of {escape(found['source'])}")
+    for name in ("formats", "modes", "sizes", "classes"):
+        counts = list((found[name] or {}).items())
+        words = ", ".join(f"{key} {count:,}" for key, count in counts[:8]) + (", ..." if len(counts) > 8 else "")
+        about.add_row(name, escape(words or "none"))
+    side, ratio = found["shorter_side"], found["aspect_ratio"]
+    about.add_row("shorter side", f"{side['least']} to {side['most']} pixels, median {side['median']}")
+    about.add_row("width / height", f"{ratio['least']:.2f} to {ratio['most']:.2f}, median {ratio['median']:.2f}")
+    about.add_row("contact sheet", escape(found["contact_sheet"]))
+    about.add_row("all that was found", escape(str(Path(found["contact_sheet"]).with_name("check.json"))))
+    _print_table(about)
+    if not found["problems"]:
+        print("no problems found")
+        return
+    table = Table("problem", "count", "what mends it", "for example")
+    for each in found["problems"]:
+        examples = "; ".join(each["examples"][:3])
+        table.add_row(*(escape(text) for text in (each["problem"], f"{each['count']:,}", each["fix"], examples)))
+    _print_table(table)

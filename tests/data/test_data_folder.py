@@ -125,7 +125,7 @@ def test_labels_order_and_hidden_files(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     _save(tmp_path / ".hidden" / "x.png")
     (tmp_path / "cat" / "._z.png").write_bytes(b"macOS")
-    (tmp_path / "labels.csv").write_text("not a picture")
+    (tmp_path / "notes.csv").write_text("not a picture")
     data = load_data(str(tmp_path))
     assert data.x[:, 0, 0, 0].tolist() == [20, 10, 30, 0]
     assert data.class_names == ("cat", "dog")

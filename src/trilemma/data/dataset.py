@@ -27,7 +27,8 @@ _LEVELS = 127.5  # uint8 steps in a unit of x
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A whole data set in memory. Build one with ``make_dataset``, which counts the classes and takes the digest."""
+    """A whole data set, in memory or over the map of a file; nobody writes into ``x``. Build one with ``make_dataset``,
+    which counts the classes and takes the digest."""
 
     name: str
     spec: DataSpec
@@ -71,8 +72,11 @@ def make_dataset(
     skipped: Sequence[str] = (),
     modes: Tensor | None = None,
     sigma: float | None = None,
+    digest: str | None = None,
 ) -> Dataset:
     """A ``Dataset`` of images uint8 (N, C, H, W) or points float32 (N, 2, 1, 1). One class is no class: no labels.
+
+    ``digest``: that of the content, where it is known already.
 
     Raises:
         DataError: nothing in it.
@@ -89,7 +93,7 @@ def make_dataset(
         x=x,
         labels=labels,
         class_names=tuple(class_names),
-        digest=content_digest(x, labels),
+        digest=content_digest(x, labels) if digest is None else digest,
         split=split,
         source=source,
         skipped=tuple(skipped),

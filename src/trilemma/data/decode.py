@@ -6,8 +6,10 @@ to 8; gray are the modes 1, L, LA, I;16, I and F, and a palette of grays; all el
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,11 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 _JPEG_MARGIN = 2  # a JPEG may be decoded at a fraction of its size, yet at least this many times the size wanted
+_THUMBNAIL = 8  # pixels a side
+
+Crop = Literal["center", "none", "pad"]
+Filter = Literal["lanczos", "box"]
+_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
 
 class UnusableError(Exception):
@@ -35,39 +42,98 @@ class Picture:
     pixels: NDArray[np.uint8] | None
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a picture file is, before anything is done to it."""
+
+    format: str  # PNG, JPEG, ...
+    mode: str  # Pillow's name for the kind of its pixels: L, RGB, RGBA, CMYK, ...
+    width: int  # upright, as is the height
+    height: int
+    turned: bool  # by its EXIF orientation
+    transparent: bool
+    deep: bool  # 16 bits a channel
+    gray: bool  # read as gray
+    thumbnail: NDArray[np.uint8]  # (8, 8, 3): the means of 8 x 8 blocks, upright, on white
+
+
 def read_picture(
-    stream: BinaryIO, *, size: int | None, channels: int | None, expected: tuple[int, int] | None
+    stream: BinaryIO,
+    *,
+    size: int | None,
+    channels: int | None,
+    expected: tuple[int, int] | None,
+    crop: Crop = "center",
+    resample: Filter = "lanczos",
 ) -> Picture:
     """Read one picture.
 
     Args:
         stream: the file.
-        size: make it size x size; None keeps it as it is.
+        size: the side wanted, in pixels; None keeps it as it is.
         channels: 1 or 3 to force gray or RGB; None keeps what it is.
         expected: (width, height); a picture of another size is not decoded. None takes any.
+        crop: "center" makes it size x size from its middle, "pad" all of it with white beside it; "none" makes its
+            shorter side ``size`` and keeps its shape.
+        resample: how it is resized.
 
     Raises:
         UnusableError: a file that is broken, too large, or of a kind that has no 8-bit meaning.
     """
-    try:
-        with Image.open(stream, formats=FORMATS) as image:
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise UnusableError(_too_large())
-            width, height = _upright_size(image)
-            if expected is not None and (width, height) != expected:
-                return Picture(width, height, None)
-            if size is not None:
-                image.draft(None, (_JPEG_MARGIN * size, _JPEG_MARGIN * size))
-            image.load()
-            # Looked up first: exif_transpose copies even where there is nothing to turn.
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            plain = _to_mode(_plain(upright), channels)
+    with _reasons(), _opened(stream) as image:
+        width, height = _upright_size(image)
+        if expected is not None and (width, height) != expected:
+            return Picture(width, height, None)
+        if size is not None:
+            image.draft(None, (_JPEG_MARGIN * size, _JPEG_MARGIN * size))
+        image.load()
+        upright = _upright(image)
+        plain = _to_mode(_plain(upright), channels)
         if size is None:  # a PNG may tell its orientation behind its pixels
             width, height = upright.size
             if expected is not None and (width, height) != expected:
                 return Picture(width, height, None)
-        plain = plain if size is None else square(plain, size)
+        plain = plain if size is None else resized(plain, size, crop, resample)
         return Picture(width, height, np.asarray(plain, dtype=np.uint8))
+
+
+def look_at(stream: BinaryIO) -> Look:
+    """Read one picture whole, to see what it is and whether it can be read to its end.
+
+    Raises:
+        UnusableError: as ``read_picture`` does.
+    """
+    with _reasons(), _opened(stream) as image:
+        kind, mode, size = "JPEG" if image.format == "MPO" else str(image.format), image.mode, image.size
+        tiles: list[Any] = getattr(image, "tile", [])
+        # Pillow reads colour of 16 bits as 8: only what it is about to decode says so.
+        # (A BMP of 16 bits has five or six a channel.)
+        deep = image.format != "BMP" and (mode.startswith("I") or any(";16" in str(tile[3]) for tile in tiles))
+        image.draft(None, (_JPEG_MARGIN * _THUMBNAIL, _JPEG_MARGIN * _THUMBNAIL))
+        image.load()
+        orientation = _orientation(image)  # a PNG may tell it behind its pixels
+        width, height = size[::-1] if orientation in _TURNED else size
+        transparent = _is_transparent(image)
+        plain = _plain(_upright(image))
+        small = plain.convert("RGB").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+        return Look(
+            kind, mode, width, height, orientation != 1, transparent, deep, plain.mode == "L", np.asarray(small)
+        )
+
+
+@contextmanager
+def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
+    with Image.open(stream, formats=FORMATS) as image:
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise UnusableError(_too_large())
+        yield image
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a broken file makes Pillow raise becomes an ``UnusableError`` that says why."""
+    try:
+        yield
     except UnusableError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -81,13 +147,28 @@ def read_picture(
         raise UnusableError(f"broken: {lines[0] if lines else type(error).__name__}") from error
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side resized to ``size`` (Lanczos, which in Pillow averages when it shrinks), centre cropped."""
+def resized(image: Image.Image, size: int, crop: Crop = "center", resample: Filter = "lanczos") -> Image.Image:
+    """The picture at ``size`` (see ``read_picture``)."""
+    if crop == "center":
+        return square(image, size, resample)
+    side = min(image.size) if crop == "none" else max(image.size)
+    width, height = (max(1, round(length * size / side)) for length in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), _FILTERS[resample])
+    if crop == "none" or width == height:
+        return image
+    padded = Image.new(image.mode, (size, size), "white")
+    padded.paste(image, ((size - width) // 2, (size - height) // 2))
+    return padded
+
+
+def square(image: Image.Image, size: int, resample: Filter = "lanczos") -> Image.Image:
+    """Shorter side resized to ``size`` (by filters which in Pillow average when they shrink), centre cropped."""
     if image.size == (size, size):
         return image
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return image.resize((size, size), _FILTERS[resample], box=(left, top, left + side, top + side))
 
 
 def fit(x: Tensor, size: int | None, channels: int | None) -> Tensor:
@@ -115,6 +196,11 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if _orientation(image) in _TURNED else image.size
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    # Looked up first: exif_transpose copies even where there is nothing to turn.
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation as far as it is known by now, 1 (upright) without any."""
     if image.format == "TIFF":  # turned by Pillow already, when it was opened
@@ -139,6 +225,13 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "RGBa" or image.has_transparency_data:
         return _on_white(image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel lets the white through that ``_plain`` puts behind."""
+    if image.mode.startswith(("I", "F")) or not image.has_transparency_data:
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

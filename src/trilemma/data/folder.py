@@ -1,9 +1,9 @@
-"""A folder or zip of images as a data set.
+"""A folder or zip of images, or tars of them, as a data set.
 
-Order: by path. Labels: the first subfolder that tells images apart, if every image lies in one. Splits: folders
-``train`` and ``test`` (or ``val``, ``valid``, ``validation``) at the top are the splits, and what lies beside them
-belongs to neither; ``train`` among other folders is a class like them. Without such folders all is for training and
-nothing is held out.
+Order: by path. Labels: a file of them (see `labels`), or the first subfolder that tells images apart, if every image
+lies in one. Splits: folders ``train`` and ``test`` (or ``val``, ``valid``, ``validation``) at the top are the splits,
+and what lies beside them belongs to neither; ``train`` among other folders is a class like them. Without such folders
+all is for training and nothing is held out.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from trilemma.data.dataset import Dataset, make_dataset
 from trilemma.data.decode import Picture, UnusableError, read_picture
-from trilemma.data.listing import Entry, Listing, list_folder, list_zip, shown
+from trilemma.data.labels import Labels, class_names, read_labels
+from trilemma.data.listing import Entry, Listing, list_folder, list_tars, list_zip, shown
 from trilemma.errors import DataError
 
 _HELD_OUT = ("test", "val", "valid", "validation")  # the first there is taken as the test split
@@ -48,17 +49,34 @@ _UNPACKING_ERRORS = (
     lzma.LZMAError,
     struct.error,
 )
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """The entries of one split; the class of each, or None where there are no classes; all classes of all splits."""
+class Source:
+    """The pictures of one split before any is decoded."""
 
+    name: str  # of the data set
+    words: str  # one line: where they are from
+    place: str  # what errors call it
+    split: str
     entries: list[Entry]
-    classes: list[str] | None
-    names: list[str]
-    split: bool
-    beside: list[str]
+    classes: list[str] | None  # of each entry; None where there are no classes
+    names: list[str]  # all classes, of all splits
+    shared: bool  # other splits number their classes alike, so a class that is empty here keeps its number
+    held_out: bool  # there is a test split
+    skipped: list[str]  # "path: reason"
+
+    def numbered(self, good: Sequence[int]) -> tuple[list[int] | None, list[str]]:
+        """For the entries ``good`` that could be read: their classes as numbers, and what the numbers are called."""
+        if self.classes is None:
+            return None, []
+        kept = [self.classes[i] for i in good]
+        # A class of which nothing can be read is none, unless other splits have it.
+        there = set(kept)
+        names = [name for name in self.names if self.shared or name in there]
+        number = {name: i for i, name in enumerate(names)}
+        return [number[name] for name in kept], [shown(name) for name in names]
 
 
 def load_folder(path: Path, *, split: str, size: int | None = None, channels: int | None = None) -> Dataset:
@@ -74,28 +92,73 @@ def load_folder(path: Path, *, split: str, size: int | None = None, channels: in
         DataError: not a folder or zip, nothing readable, mixed sizes without ``size``, no such split, or too much for
             the memory.
     """
-    with _opened(path) as listing:
-        if not listing.entries:
-            first = f" ({len(listing.skipped)} passed over, as {listing.skipped[0]})" if listing.skipped else ""
-            raise DataError(
-                f"no images in {path}{first}; give a folder or zip with png, jpg, bmp, gif, webp or tiff files"
-            )
-        layout = _layout(listing.entries, split, path)
-        pictures, broken = _decode_all(layout.entries, path, size, channels)
+    with open_folder(path, split) as source:
+        return load_source(source, size=size, channels=channels)
+
+
+def load_source(source: Source, *, size: int | None, channels: int | None) -> Dataset:
+    """Decode all pictures of a source; see ``load_folder``."""
+    pictures, broken = _decode_all(source.entries, source.place, size, channels)
     good = [i for i, picture in enumerate(pictures) if picture is not None]
-    skipped = sorted([*listing.skipped, *layout.beside, *broken])
     if not good:
-        raise DataError(f"none of the {len(pictures)} images in {path} can be read; the first: {broken[0]}")
-    labels, names = _labels(layout, good)
-    kind = "folder" if path.is_dir() else "zip"
+        raise nothing_readable(source, broken)
+    labels, names = source.numbered(good)
     return make_dataset(
-        path.resolve().name if path.is_dir() else path.stem,
-        _stack([picture for picture in pictures if picture is not None], channels),
-        labels,
+        source.name,
+        torch.from_numpy(stack([picture for picture in pictures if picture is not None], channels)),
+        None if labels is None else torch.tensor(labels, dtype=torch.int64),
         names,
+        split=source.split,
+        source=source.words,
+        skipped=sorted([*source.skipped, *broken]),
+    )
+
+
+def nothing_readable(source: Source, broken: Sequence[str]) -> DataError:
+    """The error for a source of which no picture can be read."""
+    return DataError(f"none of the {len(source.entries)} images in {source.place} can be read; the first: {broken[0]}")
+
+
+@contextmanager
+def open_folder(path: Path, split: str, labels: Path | None = None) -> Iterator[Source]:
+    """The pictures of a folder or zip, which stays open meanwhile; ``labels`` is a file of them that lies elsewhere.
+
+    Raises:
+        DataError: as ``load_folder`` does, as far as it is known before anything is decoded; unreadable labels.
+    """
+    with _opened(path) as listing:
+        name = path.resolve().name if path.is_dir() else path.stem
+        kind = "folder" if path.is_dir() else "zip"
+        yield make_source(listing, split, name=name, kind=kind, place=str(path), labels=labels)
+
+
+def open_tars(tars: Sequence[Path], split: str, *, place: str, labels: Path | None = None) -> Source:
+    """The pictures of one or more tars. Raises DataError as ``open_folder`` does."""
+    name = tars[0].stem if len(tars) == 1 else tars[0].resolve().parent.name
+    return make_source(list_tars(tars), split, name=name, kind="tar", place=place, labels=labels)
+
+
+def make_source(
+    listing: Listing, split: str, *, name: str, kind: str, place: str, labels: Path | None = None
+) -> Source:
+    """Read splits and classes off a listing. Raises DataError where there is no picture in it, or no such split."""
+    if not listing.entries:
+        first = f" ({len(listing.skipped)} passed over, as {listing.skipped[0]})" if listing.skipped else ""
+        raise DataError(
+            f"no images in {place}{first}; give a folder or zip with png, jpg, bmp, gif, webp or tiff files"
+        )
+    layout = _layout(listing.entries, split, place, _labels(listing, labels))
+    return Source(
+        name=name,
+        words=f"{kind} {shown(place)}" + (f", {split} split" if layout.split else ""),
+        place=place,
         split=split,
-        source=f"{kind} {shown(str(path))}" + (f", {split} split" if layout.split else ""),
-        skipped=skipped,
+        entries=layout.entries,
+        classes=layout.classes,
+        names=layout.names,
+        shared=layout.split,
+        held_out=layout.held_out,
+        skipped=sorted([*listing.skipped, *layout.beside]),
     )
 
 
@@ -115,14 +178,45 @@ def _opened(path: Path) -> Iterator[Listing]:
         yield list_zip(archive)
 
 
-def _layout(entries: Sequence[Entry], split: str, path: Path) -> _Layout:
-    """Read splits and classes off the paths."""
+def _labels(listing: Listing, given: Path | None) -> Labels | None:
+    """The labels of the file given, else of the one beside the pictures, else those that pictures bring."""
+    if given is not None:
+        return _labels_of(Entry(given.name, lambda: given.open("rb")), str(given))
+    if listing.labels is not None:
+        folder = listing.labels.path.rpartition("/")[0]
+        return _labels_of(listing.labels, listing.labels.path, f"{folder}/" if folder else "")
+    return Labels("the .cls files", listing.classes) if listing.classes else None
+
+
+def _labels_of(entry: Entry, file: str, folder: str = "") -> Labels | None:
+    try:
+        with entry.open() as stream:
+            content = stream.read()
+    except _UNPACKING_ERRORS as error:
+        raise DataError(f"{shown(file)} can't be read ({error}); give the file of labels anew") from None
+    return read_labels(content, file, folder)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The entries of one split; the class of each, or None where there are no classes; all classes of all splits."""
+
+    entries: list[Entry]
+    classes: list[str] | None
+    names: list[str]
+    split: bool
+    held_out: bool
+    beside: list[str]
+
+
+def _layout(entries: Sequence[Entry], split: str, place: str, labels: Labels | None) -> _Layout:
+    """Read splits and classes off the paths, or the classes off a file of labels."""
     parts = _strip([entry.path.split("/")[:-1] for entry in entries], keep=("train",))
     tops = {part[0].lower() if part else "" for part in parts}
     held_out = next((name for name in _HELD_OUT if name in tops), None)
     is_split = "train" in tops and (held_out is not None or tops == {"train"})
     if split == "test" and not (is_split and held_out):
-        raise DataError(f"{path} has no held-out images: put them into a folder test beside a folder train")
+        raise DataError(f"{place} has no held-out images: put them into a folder test beside a folder train")
     beside: list[str] = []
     chosen = list(range(len(entries)))
     if is_split:
@@ -140,14 +234,35 @@ def _layout(entries: Sequence[Entry], split: str, path: Path) -> _Layout:
         universe = inside
     else:
         universe = chosen
-    classed = all(parts[i] for i in universe)
+    if labels is not None:
+        found = {i: name for i in universe if (name := labels.of(entries[i].path)) is not None}
+        beside += [f"{shown(entries[i].path)}: has no label in {shown(labels.file)}" for i in chosen if i not in found]
+        beside += _absent(labels, [entries[i].path for i in universe])
+        chosen = [i for i in chosen if i in found]
+        if not chosen:
+            raise DataError(
+                f"{shown(labels.file)} names none of the images in {place}: it must give their paths inside, such as "
+                f"{shown(entries[universe[0]].path)}"
+            )
+        names = class_names(found.values())
+    else:
+        classed = all(parts[i] for i in universe)
+        found = {i: parts[i][0] for i in universe} if classed else {}
+        names = sorted(set(found.values()))
     return _Layout(
         entries=[entries[i] for i in chosen],
-        classes=[parts[i][0] for i in chosen] if classed else None,
-        names=sorted({parts[i][0] for i in universe}) if classed else [],
+        classes=[found[i] for i in chosen] if found else None,
+        names=names,
         split=is_split,
+        held_out=is_split and held_out is not None,
         beside=beside,
     )
+
+
+def _absent(labels: Labels, paths: Sequence[str]) -> list[str]:
+    """One line for all files that are labelled but not there."""
+    absent = labels.absent(paths)
+    return [f"{shown(labels.file)}: {len(absent)} of its files are not there, as {shown(absent[0])}"] if absent else []
 
 
 def _strip(folders: list[list[str]], keep: tuple[str, ...] = ()) -> list[list[str]]:
@@ -157,33 +272,50 @@ def _strip(folders: list[list[str]], keep: tuple[str, ...] = ()) -> list[list[st
     return folders
 
 
-def _labels(layout: _Layout, good: Sequence[int]) -> tuple[Tensor | None, list[str]]:
-    if layout.classes is None:
-        return None, []
-    kept = [layout.classes[i] for i in good]
-    # A class of which nothing can be read is none; but two splits must number their classes alike.
-    names = layout.names if layout.split else sorted(set(kept))
-    number = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number[name] for name in kept], dtype=torch.int64), [shown(name) for name in names]
-
-
 def _decode_all(
-    entries: Sequence[Entry], path: Path, size: int | None, channels: int | None
+    entries: Sequence[Entry], place: str, size: int | None, channels: int | None
 ) -> tuple[list[NDArray[np.uint8] | None], list[str]]:
     """The pixels of each picture, None where it can't be read, and those with their reasons."""
     reader = _Reader(entries, size, channels)
-    with warnings.catch_warnings():
-        # Pillow only warns of a picture up to twice too large; here that is a picture passed over, with its reason.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with bombs_refused():
         start = reader.read_first()
         if start < len(entries):
             first = reader.results[start]
             assert isinstance(first, Picture) and first.pixels is not None
-            _check_memory(first.pixels.nbytes * (len(entries) - start), path)
+            _check_memory(first.pixels.nbytes * (len(entries) - start), place)
             reader.read_rest(start + 1)
-    reader.check_sizes(path)
+    reader.check_sizes(place)
     broken = [f"{shown(e.path)}: {r}" for e, r in zip(entries, reader.results, strict=True) if isinstance(r, str)]
     return [r.pixels if isinstance(r, Picture) else None for r in reader.results], broken
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Pillow only warns of a picture up to twice too large; in here that is a picture passed over, with its reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def in_threads(work: Callable[[range], T], count: int, chunk: int = _CHUNK) -> Iterator[T]:
+    """``work`` on 0 to ``count`` - 1 in ranges of ``chunk``, several at a time; its results in order."""
+    chunks = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+    pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
+        yield from pool.map(work, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_entry(entry: Entry, read: Callable[..., T], **options: Any) -> T | str:
+    """``read`` (``read_picture`` or ``look_at``) of one file; the reason where it can't be read."""
+    try:
+        with entry.open() as stream:
+            return read(stream, **options)
+    except UnusableError as error:
+        return str(error)
+    except _UNPACKING_ERRORS as error:
+        return f"can't be opened: {error}".splitlines()[0]
 
 
 class _Reader:
@@ -208,15 +340,15 @@ class _Reader:
 
     def read_rest(self, start: int) -> None:
         """Read all from number ``start`` on."""
-        chunks = [range(i, min(i + _CHUNK, len(self.entries))) for i in range(start, len(self.entries), _CHUNK)]
-        pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
-        try:
-            for _ in pool.map(self._read_chunk, chunks):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def check_sizes(self, path: Path) -> None:
+        def read_chunk(chunk: range) -> None:
+            for i in chunk:
+                self._read(start + i)
+
+        for _ in in_threads(read_chunk, len(self.entries) - start):
+            pass
+
+    def check_sizes(self, place: str) -> None:
         """Refuse mixed sizes.
 
         Raises:
@@ -229,46 +361,36 @@ class _Reader:
         common = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
         shares = " and ".join(f"{width}x{height} ({count} images)" for (width, height), count in common[:2])
         raise DataError(
-            f"{path} holds images of {len(common)} sizes, the commonest {shares}; --size N makes all N x N "
+            f"{place} holds images of {len(common)} sizes, the commonest {shares}; --size N makes all N x N "
             f"(shorter side resized, centre cropped), for example --size {min(common[0][0])}"
         )
 
-    def _read_chunk(self, chunk: range) -> None:
-        for i in chunk:
-            self._read(i)
-
     def _read(self, i: int) -> None:
-        try:
-            with self.entries[i].open() as stream:
-                picture = read_picture(stream, size=self.size, channels=self.channels, expected=self.expected)
-        except UnusableError as error:
-            self.results[i] = str(error)
-            return
-        except _UNPACKING_ERRORS as error:
-            self.results[i] = f"can't be opened: {error}".splitlines()[0]
-            return
+        picture = read_entry(
+            self.entries[i], read_picture, size=self.size, channels=self.channels, expected=self.expected
+        )
         self.results[i] = picture
-        if picture.pixels is None:
+        if isinstance(picture, Picture) and picture.pixels is None:
             self.expected = _UNKNOWN_SIZE  # mixed, so the load fails: no more pixels, only the count of sizes
 
 
-def _check_memory(needed: int, path: Path) -> None:
+def _check_memory(needed: int, place: str) -> None:
     try:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this system: then the check is left out
         return
     if needed > _MEMORY_SHARE * available:
         raise DataError(
-            f"the images of {path} take about {needed / 2**30:.0f} GiB and this machine has {available / 2**30:.0f}; "
-            "a smaller --size N fits"
+            f"the images of {place} take about {needed / 2**30:.0f} GiB and this machine has {available / 2**30:.0f}; "
+            "a smaller --size N fits, or trilemma data prepare, which leaves them on the disk"
         )
 
 
-def _stack(pictures: list[NDArray[np.uint8]], channels: int | None) -> Tensor:
+def stack(pictures: Sequence[NDArray[np.uint8]], channels: int | None) -> NDArray[np.uint8]:
     """(H, W) and (H, W, 3) to one uint8 (N, C, H, W)."""
     colour = channels == 3 or any(pixels.ndim == 3 for pixels in pictures)
     height, width = pictures[0].shape[:2]
     x = np.empty((len(pictures), 3 if colour else 1, height, width), dtype=np.uint8)
     for i, pixels in enumerate(pictures):
         x[i] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(x)
+    return x

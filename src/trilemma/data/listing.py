@@ -1,7 +1,7 @@
-"""What is in a folder or zip: the pictures, in a fixed order, and what can't be used, with the reason.
+"""What is in a folder, zip or tar: the pictures, in a fixed order, and what can't be used, with the reason.
 
-A zip is read where it is, nothing is ever unpacked to disk. Hidden files and macOS's ``__MACOSX`` are passed over
-without a word, and so are files that are no pictures.
+Zips and tars are read where they are, nothing is ever unpacked to disk. Hidden files and macOS's ``__MACOSX`` are
+passed over without a word, and so are files that are no pictures.
 """
 
 from __future__ import annotations
@@ -9,35 +9,48 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tarfile
 import zipfile
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+from trilemma.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tiff", ".tif")
 # Pictures or packs of pictures that somebody may expect to count: named, not passed over.
 _UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ppm", ".pgm", ".psd", ".svg", ".npy", ".npz")
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+# Beside the pictures these say their classes; the first there is counts (see `labels`).
+LABEL_FILES = ("labels.csv", "labels.json", "dataset.json")
+_CLASS = ".cls"  # in tars, beside a picture of the same name: its class
+_CLASS_BYTES = 1024
 _ENTRY_BYTES = 256 * 2**20  # a zip entry that unpacks to more is not a picture to train on
 _ENCRYPTED = 0x1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture: its path inside the folder or zip, with forward slashes, and how to open it."""
+    """One file: its path inside the folder, zip or tar, with forward slashes, and how to open it.
+
+    ``stamp`` changes when the file does: its size and time, or its checksum.
+    """
 
     path: str
     open: Callable[[], BinaryIO]
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures sorted by path, and "path: reason" for what can't be used."""
+    """The pictures sorted by path, "path: reason" for what can't be used, and what says the pictures' classes."""
 
     entries: list[Entry]
     skipped: list[str]
+    labels: Entry | None = None  # a file of labels
+    classes: dict[str, str] = field(default_factory=dict)  # of tars: by path, where each picture brings its own
 
 
 def shown(path: str) -> str:
@@ -50,6 +63,7 @@ def list_folder(folder: Path) -> Listing:
     """All pictures below ``folder``. Links are followed, each folder is visited once."""
     entries: list[Entry] = []
     skipped: list[str] = []
+    notes: list[Entry] = []
     visited = set()
 
     def unreadable(error: OSError) -> None:
@@ -66,30 +80,36 @@ def list_folder(folder: Path) -> Listing:
         for name in names:
             file = Path(here, name)
             path = file.relative_to(folder).as_posix()
-            reason = _refusal(path) or ("" if not _is_picture(path) else _not_plain(file))
+            reason = _refusal(path)
+            stamp = ""
+            if not reason and (_is_picture(path) or _is_note(path)):
+                reason, stamp = _plain_file(file)
             if reason:
                 skipped.append(f"{shown(path)}: {reason}")
-            elif _is_picture(path):
-                entries.append(Entry(path, partial(_open, file)))
-    return _sorted(entries, skipped)
+            elif _is_picture(path) or _is_note(path):
+                (notes if _is_note(path) else entries).append(Entry(path, partial(_open, file), stamp))
+    return _sorted(entries, skipped, notes)
 
 
 def list_zip(archive: zipfile.ZipFile) -> Listing:
     """All pictures in an open zip. Entries that point outside, encrypted ones and packs within are named, not read."""
     entries: list[Entry] = []
     skipped: list[str] = []
+    notes: list[Entry] = []
     seen: set[str] = set()
     for info in archive.infolist():
         path = info.filename.replace("\\", "/")  # some Windows programs write the wrong slash
         if info.is_dir() or path.endswith("/"):
             continue
-        reason = _refusal(path) or ("" if not _is_picture(path) else _refuse_entry(info, path, seen))
+        wanted = _is_picture(path) or _is_note(path)
+        reason = _refusal(path) or (_refuse_entry(info, path, seen) if wanted else "")
         seen.add(path)
         if reason:
             skipped.append(f"{shown(path)}: {reason}")
-        elif _is_picture(path):
-            entries.append(Entry(path, partial(_unpack, archive, info)))
-    return _sorted(entries, skipped)
+        elif wanted:
+            stamp = f"{info.CRC:08x}-{info.file_size}"
+            (notes if _is_note(path) else entries).append(Entry(path, partial(_unpack, archive, info), stamp))
+    return _sorted(entries, skipped, notes)
 
 
 def _open(file: Path) -> BinaryIO:
@@ -113,26 +133,36 @@ def _refusal(path: str) -> str:
 
 
 def _refuse_entry(info: zipfile.ZipInfo, path: str, seen: Container[str]) -> str:
-    if path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"):
-        return "points outside the zip"
-    if info.flag_bits & _ENCRYPTED:
-        return "encrypted; give a zip without a password"
-    if info.file_size > _ENTRY_BYTES:
+    encrypted = "encrypted; give a zip without a password" if info.flag_bits & _ENCRYPTED else ""
+    return _refuse_name(path, "zip") or encrypted or _refuse_more(path, info.file_size, seen)
+
+
+def _refuse_name(path: str, pack: str) -> str:
+    outside = path.startswith("/") or path[1:2] == ":" or ".." in path.split("/")
+    return f"points outside the {pack}" if outside else ""
+
+
+def _refuse_more(path: str, size: int, seen: Container[str]) -> str:
+    if size > _ENTRY_BYTES:
         return f"unpacks to more than {_ENTRY_BYTES // 2**20} MiB"
-    if path in seen:
-        return "a second entry of the same name"
-    return ""
+    return "a second entry of the same name" if path in seen else ""
 
 
-def _not_plain(file: Path) -> str:
+def _plain_file(file: Path) -> tuple[str, str]:
+    """Why a file can't be read, empty if it can; and its stamp."""
     try:
-        return "" if stat.S_ISREG(file.stat().st_mode) else "not a plain file"
+        status = file.stat()
     except OSError as error:
-        return error.strerror or "can't be opened"
+        return error.strerror or "can't be opened", ""
+    return "" if stat.S_ISREG(status.st_mode) else "not a plain file", f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _is_picture(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not _hidden_path(path)
+
+
+def _is_note(path: str) -> bool:
+    return _base(path) in LABEL_FILES and not _hidden_path(path)
 
 
 def _hidden(name: str) -> bool:
@@ -143,5 +173,69 @@ def _hidden_path(path: str) -> bool:
     return any(_hidden(part) for part in path.split("/"))
 
 
-def _sorted(entries: list[Entry], skipped: list[str]) -> Listing:
-    return Listing(sorted(entries, key=lambda entry: entry.path), sorted(skipped))
+def _sorted(entries: list[Entry], skipped: list[str], notes: list[Entry]) -> Listing:
+    """``notes``: files of labels. One counts if all pictures lie in its folder, so one inside a class does not."""
+    above = [
+        note
+        for note in sorted(notes, key=lambda note: (note.path.count("/"), LABEL_FILES.index(_base(note.path))))
+        if all(entry.path.startswith(note.path.removesuffix(_base(note.path))) for entry in entries)
+    ]
+    ordered = sorted(entries, key=lambda entry: entry.path)
+    return Listing(ordered, sorted(skipped), above[0] if above else None)
+
+
+def _base(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def list_tars(tars: Sequence[Path]) -> Listing:
+    """All pictures in tars that are not packed. An entry is read by its place in the file, so in any order.
+
+    A text KEY.cls beside a picture KEY.jpg says its class, as in the shards of WebDataset.
+
+    Raises:
+        DataError: a file that is no plain tar.
+    """
+    entries: list[Entry] = []
+    skipped: list[str] = []
+    notes: list[Entry] = []
+    classes: dict[str, str] = {}
+    seen: set[str] = set()
+    for tar in tars:
+        try:
+            with tarfile.open(tar, "r:") as archive:
+                for member in archive:
+                    path = member.name.replace("\\", "/").removeprefix("./")
+                    if member.isdir():
+                        continue
+                    if path.endswith(_CLASS) and member.isreg() and member.size <= _CLASS_BYTES:
+                        content = _cut(tar, member.offset_data, member.size).read()
+                        classes[path.removesuffix(_CLASS)] = content.decode("utf-8", "replace").strip()
+                        continue
+                    wanted = _is_picture(path) or _is_note(path)
+                    reason = _refusal(path) or (_refuse_member(member, path, seen) if wanted else "")
+                    seen.add(path)
+                    if reason:
+                        skipped.append(f"{shown(path)}: {reason}")
+                    elif wanted:
+                        opener = partial(_cut, tar, member.offset_data, member.size)
+                        stamp = f"{member.size}-{member.mtime}"
+                        (notes if _is_note(path) else entries).append(Entry(path, opener, stamp))
+        except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+            raise DataError(f"{tar} can't be read as a tar ({error}); unpack one that is compressed") from None
+    found = _sorted(entries, skipped, notes)
+    own = {entry.path: classes[key] for entry in entries if (key := entry.path.rsplit(".", 1)[0]) in classes}
+    return replace(found, classes=own)
+
+
+def _cut(tar: Path, start: int, size: int) -> BinaryIO:
+    """A part of a file."""
+    with tar.open("rb") as file:
+        file.seek(start)
+        return io.BytesIO(file.read(size))
+
+
+def _refuse_member(member: tarfile.TarInfo, path: str, seen: Container[str]) -> str:
+    if not member.isreg() or member.issparse():
+        return "not a plain file"
+    return _refuse_name(path, "tar") or _refuse_more(path, member.size, seen)

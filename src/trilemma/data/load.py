@@ -1,4 +1,4 @@
-"""From a word to a data set: a known name, else the path of a folder or zip of images."""
+"""From a word to a data set: a known name, a folder of prepared images, else anything that `source` opens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from trilemma.data.dataset import Dataset
-from trilemma.data.folder import load_folder
+from trilemma.data.folder import load_folder, load_source
 from trilemma.data.known import default_root, load_digits, load_stacked_mnist, load_torchvision
+from trilemma.data.prepared import is_prepared, load_prepared
+from trilemma.data.source import is_pack, open_source, place_of
 from trilemma.data.toy import load_gaussians
 from trilemma.errors import ConfigError, DataError, nearest
 
@@ -26,6 +28,16 @@ def catalogue() -> dict[str, str]:
     return dict(_CATALOGUE)
 
 
+def data_place(data: str) -> str | None:
+    """What finds data again from any folder; None for a known set."""
+    return None if data in _CATALOGUE else place_of(data)
+
+
+def usual_size(data: str, size: int | None) -> int | None:
+    """The size to load ``data`` at where none was asked for: ``size``, a recipe's, or prepared images' own."""
+    return None if data not in _CATALOGUE and is_prepared(Path(data).expanduser()) else size
+
+
 def load_data(
     data: str,
     *,
@@ -34,8 +46,9 @@ def load_data(
     size: int | None = None,
     channels: int | None = None,
 ) -> Dataset:
-    """Load a known set by name, or the folder or zip of images at the path ``data``. A known name goes first:
-    write ``./digits`` for a folder called digits.
+    """Load a known set by name, or the images at the path ``data``: a folder, a zip, a folder that was prepared, tars,
+    parquet files, or a set on the hub (see `source`). A known name goes first: write ``./digits`` for a folder called
+    digits.
 
     Args:
         data: a name of ``catalogue()`` (capitals don't matter) or a path.
@@ -45,7 +58,8 @@ def load_data(
         channels: 1 or 3 to make the images gray or RGB. None keeps what the data is.
 
     Raises:
-        ConfigError: a size or number of channels that can't be, or given for points; an unknown split.
+        ConfigError: a size or number of channels that can't be, or given for points; an unknown split; a library
+            that is not installed.
         DataError: no such set, folder or zip, nothing readable in it, no such split, or no network to fetch it.
     """
     if size is not None and size < 1:
@@ -57,11 +71,16 @@ def load_data(
     name, path = data.lower(), Path(data).expanduser()
     if data in _CATALOGUE or (name in _CATALOGUE and not path.exists()):
         return _load_known(name, split, default_root() if root is None else root, size, channels)
+    if is_pack(data):
+        with open_source(data, split) as source:
+            return load_source(source, size=size, channels=channels)
     if not data or not path.exists():
         raise DataError(
             f"{nearest('data set', data, _CATALOGUE)}; or the path of a folder or zip of images, "
             "and there is none at this one"
         )
+    if is_prepared(path):
+        return load_prepared(path, split=split, size=size, channels=channels)
     return load_folder(path, split=split, size=size, channels=channels)
 
 

@@ -21,7 +21,8 @@ def training_command(plan: Plan) -> str:
     parts = ["trilemma", "train", plan.method, "--data", plan.path or plan.data.name]
     if plan.recipe != default_recipe(plan.method, plan.data.name, spec.kind):
         parts += ["--recipe", plan.recipe]
-    if plan.path is not None and recipe.data.size != spec.height:
+    # Rectangles come as they were prepared: one number would cut them square.
+    if plan.path is not None and spec.height == spec.width != recipe.data.size:
         parts += ["--size", str(spec.height)]
     for name in BUDGETS:
         value = getattr(plan.budget, name)

@@ -227,8 +227,10 @@ def _reference(run: Run, generator: Generator, data: str | Dataset | None, root:
     else:
         wanted = data or described.get("path") or described["name"]
         spec = generator.spec
-        size = spec.height if spec.kind == "images" else None
-        reference = load_data(wanted, root=root, size=size, channels=spec.channels if size else None)
+        # Rectangles are loaded at their own size: one number would cut them square.
+        size = spec.height if spec.kind == "images" and spec.height == spec.width else None
+        channels = spec.channels if spec.kind == "images" else None
+        reference = load_data(wanted, root=root, size=size, channels=channels)
         if data is None and reference.digest != described.get("digest", reference.digest):
             raise RunError(
                 f"{run.folder} was trained on {described['name']} with digest {described['digest'][:12]}, "

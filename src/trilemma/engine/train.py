@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 
 from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain
-from trilemma.data import Dataset, catalogue, load_data
+from trilemma.data import Dataset, data_place, load_data, usual_size
 from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
 from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
@@ -87,14 +87,17 @@ def make_plan(  # noqa: PLR0913
     if isinstance(data, str):
         path = data_path(data)
         data = load_data(
-            data, root=data_root, size=loaded.data.size if size is None else size, channels=loaded.data.channels
+            data,
+            root=data_root,
+            size=usual_size(data, loaded.data.size) if size is None else size,
+            channels=loaded.data.channels,
         )
     return Plan(method, name, options, training, budget, data, path, seed)
 
 
 def data_path(data: str) -> str | None:
-    """Where a folder or zip is, for finding it again; None for a known set."""
-    return None if data in catalogue() else str(Path(data).resolve())
+    """What finds data again from any folder; None for a known set."""
+    return data_place(data)
 
 
 def train(
