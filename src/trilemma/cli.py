@@ -164,12 +164,12 @@ class Bench:
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a published checkpoint (a state dict) into a run folder, without running its code."""
+    """Turn a published checkpoint (a state dict, or StyleGAN2's pickle) into a run folder, without running its code."""
 
-    file: Path  # the .pth file
+    file: Path  # the .pth file, or stylegan2's .pkl
     run: Path  # the run folder to write
-    config: Path  # JSON with the reference's own argument names
-    as_: str = "ddgan"  # whose checkpoint it is
+    config: Path | None = None  # ddgan: JSON with the reference's own argument names
+    as_: str = "ddgan"  # whose checkpoint it is: ddgan or stylegan2
 
 
 @dataclass(frozen=True)

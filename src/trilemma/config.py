@@ -8,6 +8,7 @@ it was made for, the method's options and how to train.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -21,6 +22,10 @@ from trilemma.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+LARGEST_RECIPE = 64 * 2**10  # bytes
+_LONGEST = 200  # characters of a value or name in a message
+_MOST_UNKNOWN = 20  # unknown keys told one by one
+
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of the dataclass ``cls`` from plain values.
@@ -32,7 +37,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         ConfigError: unknown keys, wrong types or values refused by the dataclass itself, all in one line.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: must be a table of settings, not {values!r}")
+        raise ConfigError(f"{where}: must be a table of settings, not {shown(values)}")
     problems: list[str] = []
     result = _build(cls, values, "", problems)
     if problems:
@@ -45,11 +50,17 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) 
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     keywords: dict[str, Any] = {}
     before = len(problems)
+    unknown = 0
     for key, value in values.items():
         if key not in names:
-            problems.append(str(nearest("key", f"{path}{key}", [f"{path}{name}" for name in names])))
+            unknown += 1
+            if unknown <= _MOST_UNKNOWN:
+                name = f"{path}{key}"[:_LONGEST]
+                problems.append(str(nearest("key", name, [f"{path}{name}" for name in names])))
             continue
         keywords[key] = _convert(hints[key], value, f"{path}{key}", problems)
+    if unknown > _MOST_UNKNOWN:
+        problems.append(f"and {unknown - _MOST_UNKNOWN} more unknown keys")
     missing = [
         f.name
         for f in dataclasses.fields(cls)
@@ -66,17 +77,20 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) 
         return cls(**keywords)
     except ConfigError as error:
         problems.append(str(error))
-        return None
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:  # numbers beyond what can be computed
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        problems.append(f"{path.rstrip('.') or 'settings'} cannot be used ({reason})")
+    return None
 
 
 def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return _build(hint, value, f"{path}.", problems)
-        problems.append(f"{path} must be a table of settings, not {value!r}")
+        problems.append(f"{path} must be a table of settings, not {shown(value)}")
         return None
     if not matches(hint, value):
-        problems.append(f"{path} must be {describe(hint)}, not {value!r}")
+        problems.append(f"{path} must be {describe(hint)}, not {shown(value)}")
         return None
     return _coerce(hint, value)
 
@@ -105,10 +119,27 @@ def matches(hint: Any, value: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, hint)
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is no NaN, no infinity, and no whole number beyond what a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and cut off where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits; lists in lists without end
+        return "a value too large to show"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def describe(hint: Any) -> str:
@@ -213,15 +244,19 @@ def load_recipe(name: str) -> Recipe:
         raise nearest("recipe", name, recipe_names())
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML that does not parse; or, from within, a number of thousands of digits
         raise ConfigError(f"recipe {name}: not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"recipe {name}: not valid TOML: nested too deeply") from None
     return build(Recipe, values, f"recipe {name}")
 
 
 def _read_recipe(path: Path) -> str:
-    if not path.is_file():
-        raise ConfigError(f"no recipe file {path}: give a TOML file or one of {', '.join(recipe_names())}")
     try:
+        if not path.is_file():
+            raise ConfigError(f"no recipe file {path}: give a TOML file or one of {', '.join(recipe_names())}")
+        if path.stat().st_size > LARGEST_RECIPE:
+            raise ConfigError(f"recipe {path} is larger than {LARGEST_RECIPE // 2**10} KiB: is it one?")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read as text: {error}") from error

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from trilemma.errors import RunError
 
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}\.tmp(\.\w+)?")
+LARGEST_TEXT = 64 * 2**20  # bytes
+DEEPEST_JSON = 100  # objects and lists within each other
+CALM_PIXELS = 2**24  # a picture of no more may be as small a file as it likes
+PIXELS_A_BYTE = 100  # a larger one of more is blank but for a few strokes, whatever its format
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -75,10 +80,49 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Raises RunError when the file is missing or not JSON."""
+    """Raises RunError when the file is missing, too large or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RunError(f"{path} is not valid JSON ({error}): is it damaged? restore it or train again") from error
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """A file of UTF-8 text; ``errors`` as in ``bytes.decode``.
+
+    Raises:
+        OSError: it cannot be read, or is larger than 64 MiB, which no file of words and numbers here is.
+        UnicodeDecodeError: it is not text, where ``errors`` is "strict".
+    """
+    if path.stat().st_size > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"larger than {LARGEST_TEXT // 2**20} MiB")
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value that can be walked through by recursion.
+
+    Raises:
+        ValueError: not JSON, a number of thousands of digits, or nested more than 100 deep.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _items(outer)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _items(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
+
+
+def is_bomb(pixels: int, file_bytes: int) -> bool:
+    """Whether a picture of so many pixels is made to fill the memory: large, and next to nothing as a file."""
+    return pixels > CALM_PIXELS and pixels > PIXELS_A_BYTE * file_bytes

@@ -141,7 +141,7 @@ def test_a_damaged_config(copied: Runs, text: str) -> None:
         ({"options": None}, "lacks options"),
         ({"data": {"name": "digits"}}, "lacks data.spec"),
         ({"data": {"name": "digits", "spec": {"kind": "images"}}}, "missing channels, height, width"),
-        ({"data": {"name": "digits", "spec": 3}}, "must be a table"),
+        ({"data": {"name": "digits", "spec": 3}}, "lacks data.spec"),
     ],
 )
 def test_a_config_that_does_not_hold(copied: Runs, change: dict[str, Any], words: str) -> None:

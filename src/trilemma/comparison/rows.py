@@ -15,8 +15,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from trilemma.config import shown
 from trilemma.errors import ConfigError, RunError
+from trilemma.files import parse_json, read_text
 from trilemma.rows import Kind, LogPoint, Row, Scores, differences
+
+_SMALLEST, _LARGEST = 1e-100, 1e100  # of a number that is one: sums, ratios and logarithms of such numbers are, too
+_LONGEST = 200  # characters of a name
 
 
 def read_rows(runs: Sequence[Path]) -> list[Row]:
@@ -94,19 +99,19 @@ def _read_row(run: Path, path: Path, config: Mapping[str, Any], log: tuple[LogPo
     about, protocol = parts["row"], parts["protocol"]
     for key in (key.name for key in fields(Scores)):
         if not _is_number(parts["scores"].get(key)):
-            raise RunError(f"{path}: score {key!r} is {parts['scores'][key]!r}, not a number; {remedy}")
+            raise RunError(f"{path}: score {key!r} is {shown(parts['scores'][key])}, not a number; {remedy}")
     tag = path.stem.removeprefix("eval").removeprefix("-") or "default"
     pictures = run / "eval" / tag
-    method = str(about.get("method") or config.get("method") or run.name)
+    method = _name(about.get("method") or config.get("method") or run.name)
     parameters = _number(protocol, "parameters")
     return Row(
         run=run,
         tag=tag,
-        title=str(about.get("title") or config.get("title") or run.name),
+        title=_name(about.get("title") or config.get("title") or run.name),
         method=method,
-        family=str(about.get("family") or ""),
-        paper=str(about.get("paper") or ""),
-        sampler=str(about.get("sampler") or tag),
+        family=_name(about.get("family") or ""),
+        paper=_name(about.get("paper") or ""),
+        sampler=_name(about.get("sampler") or tag),
         kind=_kind(config, parts["scores"]),
         scores=Scores(**{key.name: _number(parts["scores"], key.name) for key in fields(Scores)}),
         parameters=None if parameters is None else int(parameters),
@@ -136,12 +141,12 @@ def _intervals(found: object, path: Path, remedy: str) -> dict[str, tuple[float,
     """Score to (low, high); an interval that could not be computed is left out. Files without intervals have none."""
     if not isinstance(found, dict):
         if found is not None:
-            raise RunError(f"{path}: intervals is {found!r}, not an object; {remedy}")
+            raise RunError(f"{path}: intervals is {shown(found)}, not an object; {remedy}")
         return {}
     result = {}
     for name, ends in found.items():
         if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
-            raise RunError(f"{path}: the interval of {name!r} is {ends!r}, not two numbers; {remedy}")
+            raise RunError(f"{path}: the interval of {shown(name)} is {shown(ends)}, not two numbers; {remedy}")
         if None not in ends:
             result[str(name)] = (float(ends[0]), float(ends[1]))
     return result
@@ -149,7 +154,7 @@ def _intervals(found: object, path: Path, remedy: str) -> dict[str, tuple[float,
 
 def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _parse(read_text(path))
     except (ValueError, OSError) as error:
         raise RunError(f"{path} cannot be read ({_one_line(error)}); {remedy}") from error
     if not isinstance(content, dict):
@@ -161,13 +166,16 @@ def _read_log(path: Path) -> tuple[LogPoint, ...]:
     """The log's lines; a run without a log has no curve. A half-written last line (a run still going) is left out."""
     if not path.is_file():
         return ()
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = read_text(path, errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({_one_line(error)}); remove it") from error
     points = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = _parse(line)
         except ValueError as error:
             if number == len(lines):
                 break
@@ -180,12 +188,12 @@ def _read_log(path: Path) -> tuple[LogPoint, ...]:
                 step=int(_number(entry, "step") or 0),
                 images=_number(entry, "images"),
                 seconds=_number(entry, "seconds"),
-                losses={str(k): float(v) for k, v in losses.items() if v is not None and _is_number(v)}
+                losses={_name(k): float(v) for k, v in losses.items() if v is not None and _is_number(v)}
                 if isinstance(losses, dict)
                 else {},
                 fid=_number(entry, "fid"),
                 coverage=_number(watch, "coverage") if isinstance(watch, dict) else None,
-                warnings=tuple(str(warning) for warning in warnings) if isinstance(warnings, list) else (),
+                warnings=tuple(map(_name, warnings)) if isinstance(warnings, list) else (),
             )
         )
     return tuple(points)
@@ -201,7 +209,12 @@ def _kind(config: Mapping[str, Any], scores: Mapping[str, Any]) -> Kind:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    """Whether it is none, or a number with which one can count."""
+    if value is None or value == 0:
+        return not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return _SMALLEST <= abs(value) <= _LARGEST
 
 
 def _number(content: Mapping[str, Any], key: str) -> float | None:
@@ -218,5 +231,21 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem) if part]
 
 
+def _parse(text: str) -> Any:
+    """A JSON value; halves of characters, which no file can hold, become question marks. Raises ValueError."""
+    value = parse_json(text)
+    if "\\ud" not in text.lower():
+        return value
+    return parse_json(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8"))
+
+
+def _name(value: object) -> str:
+    """A name or sentence as it may be shown: on one line, without control characters, and not endless."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value)[:_LONGEST])
+    return " ".join(text.split())
+
+
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
     return " ".join(str(error).split())

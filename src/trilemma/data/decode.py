@@ -6,6 +6,7 @@ to 8; gray are the modes 1, L, LA, I;16, I and F, and a palette of grays; all el
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from trilemma.files import is_bomb
 
 # Nothing else is tried, whatever a file is called: some of Pillow's other readers start foreign programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
@@ -123,9 +126,13 @@ def look_at(stream: BinaryIO) -> Look:
 
 @contextmanager
 def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
+    file_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     with Image.open(stream, formats=FORMATS) as image:
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise UnusableError(_too_large())
+        if is_bomb(image.width * image.height, file_bytes):
+            raise UnusableError("far more pixels than such a small file can describe: not safe to open")
         yield image
 
 

@@ -44,6 +44,8 @@ _UNPACKING_ERRORS = (
     RuntimeError,
     ValueError,
     EOFError,
+    OverflowError,
+    IndexError,
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -98,7 +100,10 @@ def load_folder(path: Path, *, split: str, size: int | None = None, channels: in
 
 def load_source(source: Source, *, size: int | None, channels: int | None) -> Dataset:
     """Decode all pictures of a source; see ``load_folder``."""
-    pictures, broken = _decode_all(source.entries, source.place, size, channels)
+    try:
+        pictures, broken = _decode_all(source.entries, source.place, size, channels)
+    except MemoryError:
+        raise DataError(f"the images of {source.place} do not fit into the memory; a smaller --size N may") from None
     good = [i for i, picture in enumerate(pictures) if picture is not None]
     if not good:
         raise nothing_readable(source, broken)
@@ -172,7 +177,7 @@ def _opened(path: Path) -> Iterator[Listing]:
         raise DataError(f"{path} is {what}; give a folder or zip of images")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+    except _UNPACKING_ERRORS as error:
         raise DataError(f"{path} can't be opened as a zip ({error}); pack it anew") from error
     with archive:
         yield list_zip(archive)

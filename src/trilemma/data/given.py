@@ -21,7 +21,7 @@ from torch import Tensor
 from trilemma.data.dataset import Dataset, make_dataset
 from trilemma.data.decode import FORMATS, fit
 from trilemma.data.folder import load_folder
-from trilemma.data.listing import Entry, list_folder, list_zip, shown
+from trilemma.data.listing import PACKED_TIGHTLY, Entry, is_packed_tightly, list_folder, list_zip, shown
 from trilemma.errors import DataError
 from trilemma.types import DataSpec
 
@@ -127,8 +127,10 @@ def _array(path: Path) -> tuple[str, np.ndarray[Any, Any]]:
         with found as arrays:
             name = next((key for key in _KEYS if key in arrays.files), None)
             if name is None:
-                names = ", ".join(arrays.files[:8]) or "nothing"
+                names = ", ".join(map(shown, arrays.files[:8])) or "nothing"
                 raise DataError(f"{path} holds {names}: save the images under the name {' or '.join(_KEYS)}")
+            if arrays.zip is not None:
+                _check_packing(arrays.zip, path, name)
             return name, arrays[name]
     except DataError:
         raise
@@ -137,3 +139,17 @@ def _array(path: Path) -> tuple[str, np.ndarray[Any, Any]]:
     except Exception as error:  # a damaged file makes NumPy and the unpacking raise almost anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} can't be read as an .npz of plain arrays ({reason}); save it anew") from error
+
+
+def _check_packing(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+    """Refuse an array that is none, which numpy would read whole, and ways of packing that could fill the memory."""
+    for info in archive.infolist():
+        if info.filename.removesuffix(".npy") != name:
+            continue
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: {name} is packed in a way that numpy does not use; save it anew")
+        if is_packed_tightly(info):
+            raise DataError(f"{path}: {name} is {PACKED_TIGHTLY}")
+        with archive.open(info) as entry:
+            if entry.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                raise DataError(f"{path}: {name} is no array: save it with numpy.savez(path, images=array)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from trilemma.data.listing import shown
 from trilemma.errors import DataError
+from trilemma.files import parse_json
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
@@ -49,7 +49,7 @@ def read_labels(content: bytes, file: str, folder: str = "") -> Labels | None:
     try:
         text = content.decode("utf-8-sig")
         pairs = _table(text, file) if file.lower().endswith(".csv") else _object(text, file)
-    except (ValueError, RecursionError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError among them
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError among them
         raise DataError(f"{shown(file)} can't be read as labels ({error}); {_wanted(file)}") from None
     if pairs is None:
         return None
@@ -85,7 +85,7 @@ def _table(text: str, file: str) -> list[tuple[Any, Any]]:
 
 
 def _object(text: str, file: str) -> list[tuple[Any, Any]] | None:
-    value = json.loads(text)
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise DataError(f"{shown(file)} is not a JSON object; {_wanted(file)}")
     stylegan = value.get("labels") if _base(file) == "dataset.json" or isinstance(value.get("labels"), list) else value

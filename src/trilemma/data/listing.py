@@ -28,7 +28,11 @@ LABEL_FILES = ("labels.csv", "labels.json", "dataset.json")
 _CLASS = ".cls"  # in tars, beside a picture of the same name: its class
 _CLASS_BYTES = 1024
 _ENTRY_BYTES = 256 * 2**20  # a zip entry that unpacks to more is not a picture to train on
+_CALM_BYTES = 16 * 2**20  # an entry that unpacks to no more may be packed as tightly as it likes
+_TIGHTEST = 200  # bytes that one packed byte of a larger entry may become; pictures come nowhere near
+_PIECE = 4096  # bytes taken at a time from an entry packed otherwise than usual
 _ENCRYPTED = 0x1
+PACKED_TIGHTLY = "packed tighter than pictures can be, as if to fill the memory; pack it anew"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def list_zip(archive: zipfile.ZipFile) -> Listing:
     seen: set[str] = set()
     for info in archive.infolist():
         path = info.filename.replace("\\", "/")  # some Windows programs write the wrong slash
-        if info.is_dir() or path.endswith("/"):
+        if not path or path.endswith("/"):  # not is_dir, which fails for an entry without a name
             continue
         wanted = _is_picture(path) or _is_note(path)
         reason = _refusal(path) or (_refuse_entry(info, path, seen) if wanted else "")
@@ -117,7 +121,16 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    return io.BytesIO(archive.read(info))
+    """An entry's content, never more of it than is stated, whatever it unpacks to."""
+    # Only these two stop at the number asked for; the others unpack all of what they take in.
+    piece = info.file_size if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _PIECE
+    with archive.open(info) as packed:
+        return io.BytesIO(b"".join(iter(partial(packed.read, piece), b"")))
+
+
+def is_packed_tightly(info: zipfile.ZipInfo) -> bool:
+    """Whether an entry is large and packed tighter than pictures can be: made to fill the memory."""
+    return info.file_size > _CALM_BYTES and info.file_size > _TIGHTEST * info.compress_size
 
 
 def _refusal(path: str) -> str:
@@ -134,7 +147,8 @@ def _refusal(path: str) -> str:
 
 def _refuse_entry(info: zipfile.ZipInfo, path: str, seen: Container[str]) -> str:
     encrypted = "encrypted; give a zip without a password" if info.flag_bits & _ENCRYPTED else ""
-    return _refuse_name(path, "zip") or encrypted or _refuse_more(path, info.file_size, seen)
+    tight = PACKED_TIGHTLY if is_packed_tightly(info) else ""
+    return _refuse_name(path, "zip") or encrypted or _refuse_more(path, info.file_size, seen) or tight
 
 
 def _refuse_name(path: str, pack: str) -> str:

@@ -9,7 +9,7 @@ from trilemma.data.dataset import Dataset
 from trilemma.data.folder import load_folder, load_source
 from trilemma.data.known import default_root, load_digits, load_stacked_mnist, load_torchvision
 from trilemma.data.prepared import is_prepared, load_prepared
-from trilemma.data.source import is_pack, open_source, place_of
+from trilemma.data.source import found, is_pack, open_source, place_of
 from trilemma.data.toy import load_gaussians
 from trilemma.errors import ConfigError, DataError, nearest
 
@@ -35,7 +35,8 @@ def data_place(data: str) -> str | None:
 
 def usual_size(data: str, size: int | None) -> int | None:
     """The size to load ``data`` at where none was asked for: ``size``, a recipe's, or prepared images' own."""
-    return None if data not in _CATALOGUE and is_prepared(Path(data).expanduser()) else size
+    path = found(data)
+    return None if data not in _CATALOGUE and path is not None and is_prepared(path) else size
 
 
 def load_data(
@@ -68,13 +69,13 @@ def load_data(
         raise ConfigError(f"--channels {channels}: must be 1 (gray) or 3 (RGB)")
     if split not in ("train", "test"):
         raise nearest("split", split, ["train", "test"])
-    name, path = data.lower(), Path(data).expanduser()
-    if data in _CATALOGUE or (name in _CATALOGUE and not path.exists()):
+    name, path = data.lower(), found(data)
+    if data in _CATALOGUE or (name in _CATALOGUE and path is None):
         return _load_known(name, split, default_root() if root is None else root, size, channels)
     if is_pack(data):
         with open_source(data, split) as source:
             return load_source(source, size=size, channels=channels)
-    if not data or not path.exists():
+    if not data or path is None:
         raise DataError(
             f"{nearest('data set', data, _CATALOGUE)}; or the path of a folder or zip of images, "
             "and there is none at this one"

@@ -7,6 +7,7 @@ the tars, or all the parquet files, that it matches.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,24 @@ from trilemma.errors import ConfigError, DataError
 _PACKS = (".tar", ".parquet")
 
 
+def found(data: str) -> Path | None:
+    """The path if there is something at it. A user, or a name, that cannot be is nothing."""
+    try:
+        path = Path(os.path.expanduser(data))
+        return path if path.exists() else None
+    except (OSError, ValueError):
+        return None
+
+
 def is_pack(data: str) -> bool:
     """Whether ``data`` is a set on the hub, or tars or parquet files, rather than a folder or zip."""
-    return data.startswith(HUB) or (Path(data).suffix.lower() in _PACKS and not Path(data).expanduser().is_dir())
+    path = found(data)
+    return data.startswith(HUB) or (Path(data).suffix.lower() in _PACKS and (path is None or not path.is_dir()))
 
 
 def place_of(data: str) -> str:
     """What finds ``data`` again from any folder."""
-    return data if data.startswith(HUB) else str(Path(data).expanduser().resolve())
+    return data if data.startswith(HUB) else str(Path(os.path.expanduser(data)).resolve())
 
 
 @contextmanager
@@ -52,15 +63,15 @@ def open_source(data: str, split: str = "train", *, labels: Path | None = None) 
         else:
             yield open_tars(files, split, place=data, labels=labels)
     else:
-        with open_folder(Path(data).expanduser(), split, labels) as source:
+        with open_folder(Path(os.path.expanduser(data)), split, labels) as source:
             yield source
 
 
 def _matching(data: str) -> list[Path]:
     """The files that a path or pattern means, sorted by name."""
-    path = Path(data).expanduser()
-    files = [path] if path.is_file() else sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-    files = [file for file in files if file.is_file()]
+    path = found(data)
+    matches = [path] if path else sorted(map(Path, glob.glob(os.path.expanduser(data), recursive=True)))
+    files = [file for file in matches if file.is_file()]
     if not files:
         raise DataError(f"no file is called {data}; give the path of a tar or parquet file, or a pattern such as *.tar")
     return files

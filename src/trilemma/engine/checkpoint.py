@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trilemma.errors import RunError
-from trilemma.files import cannot_write, write_atomically
+from trilemma.files import cannot_write, parse_json, write_atomically
 
 
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -129,9 +129,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         # Copies: until then they lie in the file, which may be renamed or deleted. Not before the sum, as a copy of
         # truth values makes a 1 of any byte but 0.
         apart = {name: tensor.clone() for name, tensor in tensors.items()}
-        state: dict[str, Any] = unflatten(json.loads(structure), apart)
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = f"{path} is not a whole checkpoint ({' '.join(str(error).split())})"
+        state: dict[str, Any] = unflatten(parse_json(structure), apart)
+        if not isinstance(state, dict):
+            raise TypeError("it holds no names")
+    except (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = f"{path} is not a whole checkpoint ({' '.join(str(error).split()) or type(error).__name__})"
         raise RunError(f"{reason}: delete it to resume from the one before") from error
     return state
 

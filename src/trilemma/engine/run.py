@@ -15,10 +15,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trilemma.config import build
+from trilemma.config import build, require_all
+from trilemma.engine.bounds import bounded, check_settings
 from trilemma.engine.checkpoint import write_tensors
 from trilemma.errors import RunError
-from trilemma.files import cannot_write, clear_temporaries, finite, read_json, write_atomically, write_json
+from trilemma.files import (
+    cannot_write,
+    clear_temporaries,
+    finite,
+    parse_json,
+    read_json,
+    read_text,
+    write_atomically,
+    write_json,
+)
 from trilemma.methods import method_class
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec
@@ -63,20 +73,31 @@ class Run:
         wrong = [
             key for key, kind in wanted.items() if not isinstance(config, dict) or type(config.get(key)) is not kind
         ]
-        wrong += [f"data.{key}" for key in ("name", "spec") if not wrong and key not in config["data"]]
+        inside = {"name": str, "spec": dict}
+        wrong += [
+            f"data.{key}" for key, kind in inside.items() if not wrong and type(config["data"].get(key)) is not kind
+        ]
         if wrong:
             raise RunError(f"{self.config_path} lacks {', '.join(wrong)}: it was not written by train or convert")
         return config
 
     def spec(self) -> DataSpec:
         """The shape of one sample."""
-        return build(DataSpec, self.config()["data"]["spec"], str(self.config_path))
+        spec = build(DataSpec, self.config()["data"]["spec"], str(self.config_path))
+        require_all(
+            (min(spec.shape) >= 1, f"{self.config_path}: a sample has at least 1 number, not {spec.shape}"),
+            (spec.classes >= 0, f"{self.config_path}: classes must not be negative, not {spec.classes}"),
+        )
+        return spec
 
     def build_method(self) -> Method:
-        """The method this run trained, with fresh weights."""
-        config = self.config()
+        """The method this run trained, with fresh weights; networks out of all proportion to its own are refused."""
+        config, where = self.config(), str(self.config_path)
+        self._require_weights()
         kind = method_class(config["method"])
-        return kind(build(kind.Options, config["options"], str(self.config_path)), self.spec())
+        check_settings([config["options"], config["data"]["spec"]], where)
+        with bounded(where, self.model_path):
+            return kind(build(kind.Options, config["options"], where), self.spec())
 
     def save_weights(self, networks: Mapping[str, nn.Module], step: int | None = None) -> None:
         """model.safetensors: the averaged weights of the sampling networks, and after how many steps."""
@@ -101,16 +122,21 @@ class Run:
         Raises:
             RunError: no weights, damaged weights or weights of another network.
         """
-        if not self.model_path.is_file():
-            raise RunError(f"{self.folder} has no model.safetensors yet: finish its training with --resume")
+        self._require_weights()
         try:
             tensors = load_file(self.model_path)
             for name, network in method.sampling_networks().items():
                 prefix = f"{name}."
-                network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        except (SafetensorError, RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
+                own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                _check_kinds(own, network.state_dict(), name)
+                network.load_state_dict(own)
+        except (SafetensorError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(f"{self.model_path} does not fit its config.json or is damaged: {reason}") from error
+
+    def _require_weights(self) -> None:
+        if not self.model_path.is_file():
+            raise RunError(f"{self.folder} has no model.safetensors yet: finish its training with --resume")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl."""
@@ -133,7 +159,7 @@ class Run:
         if not self.log_path.is_file():
             return [], 0
         try:
-            text = self.log_path.read_text(encoding="utf-8", errors="replace")
+            text = read_text(self.log_path, errors="replace")
         except OSError as error:
             raise RunError(f"cannot read {self.log_path}: {error.strerror or error}") from error
         *whole, last = text.split("\n")  # what follows the last line's end
@@ -159,9 +185,18 @@ class Run:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """One line of the log; None where it is damaged."""
+    """One line of the log; None where it is damaged, or its position no number."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if all(isinstance(record.get(key, 0), int | float) for key in ("images", "seconds")) else None
+
+
+def _check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> None:
+    """Refuse whole or complex numbers where weights are meant; half precision is no other kind. Raises TypeError."""
+    for key, value in found.items():
+        if key in wanted and value.is_floating_point() != wanted[key].is_floating_point():
+            raise TypeError(f"{name}.{key} holds {value.dtype}, not {wanted[key].dtype}")

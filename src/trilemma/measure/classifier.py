@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from trilemma.config import build, plain, require_all
 from trilemma.errors import ConfigError, ExtractorError
-from trilemma.files import write_atomically
+from trilemma.files import parse_json, write_atomically
 from trilemma.measure.weight_files import short
 
 ARCHITECTURE = "resnet9"
@@ -184,7 +184,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-        about = None if text is None else json.loads(text)
+        about = None if text is None else parse_json(text)
     except (OSError, SafetensorError, ValueError) as error:
         raise ExtractorError(f"{path}: cannot be read as an extractor ({short(error)}); {_HINT}") from error
     if not isinstance(about, dict):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from trilemma.files import is_bomb
+
 SMALLEST_SIDE = 64
 
 
@@ -42,8 +44,10 @@ def _read(path: Path | None) -> bytes | str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if is_bomb(image.width * image.height, len(content)):
+                return f"The picture {path.name} cannot be shown: it has far more pixels than such a small file can."
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow answers a broken file with almost any exception
         return f"The picture {path.name} cannot be shown: {' '.join(str(error).split()) or type(error).__name__}."
     return content
 

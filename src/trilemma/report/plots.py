@@ -351,7 +351,7 @@ def _reversed_range(heights: Sequence[float], log_y: bool) -> list[float]:
     if log_y:
         low, high = _padded([math.log10(y) for y in heights], 0.16, 0.15)
         return [high, low]
-    low, high = _padded(heights, 0.22, 0.05 * max(abs(y) for y in heights) + 1e-6)
+    low, high = _padded(heights, 0.22, 0.05 * max(abs(y) for y in heights) + 1e-3)
     return [high, low]
 
 
