@@ -178,6 +178,8 @@ def bad(capsys: Capture, *arguments: str) -> str:
         ("race digits --minutes 1 --images 5", "give either --minutes or --images, not both"),
         ("race digits --flops -1", "--flops must be positive, not -1.0"),
         ("race digits --seed -1", "--seed must be from 0"),
+        ("race digits --extractor vgg", "unknown extractor 'vgg'"),
+        ("race gaussians --extractor digits", "points have no feature extractor"),
         ("list all", "list: Unrecognized options: all"),
     ],
 )

@@ -276,6 +276,7 @@ def race(  # noqa: PLR0913
     resume: bool = False,
     size: int | None = None,
     data_root: Path | str | None = None,
+    extractor: str | None = None,
     extractor_weights: Path | None = None,
     on_data: Callable[[Dataset], None] = quiet,
     on_train: Callable[[RaceRow], Callable[[Progress], None]] = lambda row: quiet,
@@ -283,7 +284,7 @@ def race(  # noqa: PLR0913
 ) -> tuple[Table, Path]:
     """Train each method on the same data and budget, one after the other, score all, draw the comparison.
 
-    With ``resume``, finished rows are kept and an interrupted one goes on.
+    With ``resume``, finished rows are kept and an interrupted one goes on. ``extractor`` is as in ``evaluate``.
 
     Returns:
         the table and the path of report.html.
@@ -303,8 +304,9 @@ def race(  # noqa: PLR0913
         minutes, images = _race_budget(rows)
     loaded = _race_data(data, rows, size, None if data_root is None else Path(data_root))
     on_data(loaded)
-    if loaded.spec.kind == "images":  # better now than after hours of training
-        load_extractor(default_extractor(loaded.name, loaded.spec), extractor_weights)
+    if loaded.spec.kind == "images" or extractor is not None:  # better now than after hours of training
+        usual = default_extractor(loaded.name, loaded.spec)
+        load_extractor(extractor or usual, extractor_weights, spec=loaded.spec)
     for row in rows:
         train(
             row.method,
@@ -330,6 +332,7 @@ def race(  # noqa: PLR0913
                     **dataclasses.asdict(sampler),
                     seed=seed,
                     data=loaded,
+                    extractor=extractor,
                     extractor_weights=extractor_weights,
                     report=on_evaluate(row, sampler),
                 )

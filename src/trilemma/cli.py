@@ -61,6 +61,7 @@ class Race:
     resume: bool = False  # go on with an interrupted race; finished rows are kept
     size: int | None = None  # resize and centre-crop the images to this many pixels a side
     data_root: Path | None = None  # where torchvision's data sets are or go (default: a cache folder)
+    extractor: str | None = None  # of the scores: digits, inception, dinov2, clip or a file (default: by the data)
     extractor_weights: Path | None = None  # Inception weights from a file
 
 

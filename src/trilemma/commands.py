@@ -115,6 +115,7 @@ def run_race(command: Any) -> None:
             resume=command.resume,
             size=command.size,
             data_root=command.data_root,
+            extractor=command.extractor,
             extractor_weights=command.extractor_weights,
             on_data=name_skipped,
             on_train=lambda row: training_report(bar, row.folder.name),
