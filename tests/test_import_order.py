@@ -17,7 +17,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = "trilemma"
 
 LEVELS = {
-    "types": 0, "errors": 0, "config": 0, "files": 0, "intervals": 0, "protocol": 0, "rows": 0,
+    "types": 0, "errors": 0, "config": 0, "files": 0, "intervals": 0, "protocol": 0, "rows": 0, "words": 0,
     "maths": 1,
     "networks": 2, "augment": 2, "data": 2, "measure": 2,
     "methods": 3, "interop": 3,
@@ -30,7 +30,7 @@ LEVELS = {
 FILES = {0, 6}
 """The levels made of single files: they lie in one folder, so they may use each other."""
 
-TORCH_FREE = {"types", "errors", "config", "files", "intervals", "protocol", "rows", "report", "comparison"}
+TORCH_FREE = {"types", "errors", "config", "files", "intervals", "protocol", "rows", "words", "report", "comparison"}
 TORCH = {"torch", "torchvision", "torchdiffeq", "torch_fidelity", "accelerate"}
 
 

@@ -17,7 +17,8 @@ from trilemma import api
 from trilemma.comparison import comparison_table, differences, markdown_table, read_rows, refuse_unequal
 from trilemma.errors import ConfigError, RunError
 from trilemma.report import write_report
-from trilemma.rows import Row, column, count, duration, half_width, labels, ranking, significant, ties
+from trilemma.rows import Row, column, labels, ranking, ties
+from trilemma.words import count, duration, half_width, significant
 
 
 def printed(rows: list[Row], width: int = 80) -> str:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trilemma.rows import MISSING, count, plain, significant
+from trilemma.words import MISSING, count, plain, significant
 
 NUMBERS = ("batch", "ms/img", "img/s", "quartiles", "repeats", "peak MiB", "of the roof")
 

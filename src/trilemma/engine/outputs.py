@@ -20,8 +20,8 @@ from trilemma.engine.generator import Generator
 from trilemma.errors import ConfigError, RunError
 from trilemma.files import write_atomically
 from trilemma.measure.speed import measure
-from trilemma.rows import significant
 from trilemma.types import DataSpec, Sampler
+from trilemma.words import significant
 
 TIMED_SECONDS, TIMED_REPEATS = 2.0, 5  # for the time beneath a column
 

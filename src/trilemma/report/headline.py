@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trilemma.rows import MISSING, Column, Difference, Row, column, ranking, significant
+from trilemma.rows import Column, Difference, Row, column, ranking
+from trilemma.words import MISSING, significant
 
 
 @dataclass(frozen=True)

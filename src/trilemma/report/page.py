@@ -21,20 +21,8 @@ from trilemma.files import write_atomically
 from trilemma.report import plots
 from trilemma.report.headline import corners, findings, headline, told
 from trilemma.report.pictures import Picture, embed
-from trilemma.rows import (
-    Difference,
-    Published,
-    Row,
-    columns,
-    count,
-    differences,
-    duration,
-    labels,
-    plain,
-    ranking,
-    ties,
-    training,
-)
+from trilemma.rows import Difference, Published, Row, columns, differences, labels, ranking, ties, training
+from trilemma.words import count, duration, plain
 
 LARGEST_PAGE = 5_900_000  # bytes
 ROOM_FOR_TEXT = 100_000  # bytes kept for what is added after the pictures have been chosen

@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-from trilemma.rows import Published, Row, column, columns, significant
+from trilemma.rows import Published, Row, column, columns
+from trilemma.words import significant
 
 Figure = dict[str, Any]
 
