@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trilemma.errors import ConfigError, nearest
 from trilemma.networks.initialise import NEAR_ZERO, conv
 from trilemma.networks.layers import Attention, Downsample, NormConv, ResBlock, Upsample, merge
+from trilemma.networks.recompute import recomputed
 from trilemma.networks.resample import fir_taps
 
 Block = Literal["biggan", "ddpm", "biggan_oneadagn"]
@@ -39,6 +40,7 @@ class LevelPlan:
     input_pyramid: InputPyramid
     output_pyramid: OutputPyramid
     combine: Combine
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an unknown name or a number that does not fit."""
@@ -105,11 +107,12 @@ class DownLevel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The state and the input pyramid for the next level; what the way up will read is put on ``skips``."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(h, emb, latent))
+            h = attention(recomputed(self.plan.checkpoint, block, h, emb, latent))
             skips.append(h)
         if self.resample is None:
             return h, pyramid
-        h = self.resample(h, emb, latent) if isinstance(self.resample, ResBlock) else self.resample(h)
+        inputs = (h, emb, latent) if isinstance(self.resample, ResBlock) else (h,)
+        h = recomputed(self.plan.checkpoint, self.resample, *inputs)
         if self.shrink is not None:
             pyramid = self.shrink(pyramid)
             if self.combine is None:
@@ -120,6 +123,11 @@ class DownLevel(nn.Module):
                 h = self.combine(pyramid) + h
         skips.append(h)
         return h, pyramid
+
+
+def _on_both(block: nn.Module, h: Tensor, skip: Tensor, emb: Tensor | None, latent: Tensor | None) -> Any:
+    """The block on the state and a skip side by side, so that recomputing keeps no second copy of the skip."""
+    return block(torch.cat((h, skip), dim=1), emb, latent)
 
 
 class UpLevel(nn.Module):
@@ -160,7 +168,7 @@ class UpLevel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The state and the output pyramid for the next level; takes what it reads off ``skips``."""
         for block in self.blocks:
-            h = block(torch.cat((h, skips.pop()), dim=1), emb, latent)
+            h = recomputed(self.plan.checkpoint, _on_both, block, h, skips.pop(), emb, latent)
         h = self.attention(h)
         emitted = None if self.emit is None else self.emit(h)
         if self.grow is None or pyramid is None:
@@ -170,5 +178,6 @@ class UpLevel(nn.Module):
         else:
             pyramid = self.grow(pyramid) + emitted
         if self.resample is not None:
-            h = self.resample(h, emb, latent) if isinstance(self.resample, ResBlock) else self.resample(h)
+            inputs = (h, emb, latent) if isinstance(self.resample, ResBlock) else (h,)
+            h = recomputed(self.plan.checkpoint, self.resample, *inputs)
         return h, pyramid

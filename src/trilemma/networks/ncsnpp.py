@@ -31,6 +31,7 @@ from trilemma.networks.embeddings import FourierEmbedding, timestep_embedding
 from trilemma.networks.initialise import NEAR_ZERO, conv, dense
 from trilemma.networks.layers import Attention, LatentMapping, NormConv
 from trilemma.networks.levels import Block, Combine, DownLevel, InputPyramid, LevelPlan, OutputPyramid, UpLevel
+from trilemma.networks.recompute import recomputed
 from trilemma.networks.sizes import Size, divided, height_width
 
 Embedding = Literal["positional", "fourier"]
@@ -78,11 +79,13 @@ class NCSNpp(nn.Module):
         z_layers: int = 3,
         tanh: bool = True,
         patch: int = 1,
+        checkpoint: bool = False,
     ) -> None:
         """``image_size`` one number or (height, width); ``channel_mult`` one entry a level; ``attention`` the sides of
         feature maps (image_size / patch and its halves; of rectangles the shorter) that get it, the middle always does;
         ``centered``: images come in [-1, 1] (else [0, 1], mapped to it); ``nz`` 0 for no latent; ``z_layers`` + 1 dense
-        layers map it; ``tanh`` bounds the output to [-1, 1].
+        layers map it; ``tanh`` bounds the output to [-1, 1]; ``checkpoint``: the blocks' states are computed again in
+        the backward pass.
 
         Raises ConfigError for an unknown name, and for sizes that do not fit.
         """
@@ -93,6 +96,7 @@ class NCSNpp(nn.Module):
         _check_sizes(image_size, patch, channel_mult, sizes)
         self.image_size, self.in_channels, self.nz, self.block = image_size, in_channels, nz, block
         self.channels, self.patch, self.tanh, self.centered = channels, patch, tanh, centered
+        self.checkpoint = checkpoint
         plan = LevelPlan(
             block=block,
             time=4 * channels if time_conditional else 0,
@@ -105,6 +109,7 @@ class NCSNpp(nn.Module):
             input_pyramid=progressive_input,
             output_pyramid=progressive_output,
             combine=progressive_combine,
+            checkpoint=checkpoint,
         )
         self._build_embeddings(plan, embedding, fourier_scale, z_layers)
         self._build_levels(plan, [channels * m for m in channel_mult], blocks, set(attention), out_channels)
@@ -189,7 +194,8 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level in self.down:
             h, pyramid = level(h, pyramid, emb, latent, skips)
-        h = self.mid_2(self.mid_attention(self.mid_1(h, emb, latent)), emb, latent)
+        h = self.mid_attention(recomputed(self.checkpoint, self.mid_1, h, emb, latent))
+        h = recomputed(self.checkpoint, self.mid_2, h, emb, latent)
         image: Tensor | None = None
         for level in self.up:
             h, image = level(h, image, emb, latent, skips)

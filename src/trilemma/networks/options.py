@@ -43,6 +43,7 @@ class UNetOptions:
     fourier_scale: float = 16.0  # spread of the Fourier frequencies
     tanh: bool = True  # bound the output to [-1, 1]
     patch: int = 1  # pixel-unshuffle in front and pixel-shuffle behind: fewer pixels at full width
+    checkpoint: bool = False  # compute the blocks' states again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class SynthesisOptions:
     patch: int = 1  # ours: pixel-shuffle behind: fewer pixels at full width
     start: Literal["constant", "latent"] = "constant"  # latent (ours): a dense layer of it is added to the constant
     tanh: bool = False  # ours: bound the output to [-1, 1] smoothly
+    checkpoint: bool = False  # compute the blocks' states again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from trilemma.errors import ConfigError
 from trilemma.networks.mlp import PointSynthesis
+from trilemma.networks.recompute import recomputed
 from trilemma.networks.resample import fir_filter, fir_upsample
 from trilemma.networks.sizes import Size, height_width, in_words, nearest_multiple
 
@@ -194,6 +195,13 @@ class SynthesisBlock(nn.Module):
         """The layers with noise, in order."""
         return [self.conv] if self.up is None else [self.up, self.conv]
 
+    def forward(self, x: Tensor, ws: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """x and ws (N, layers + 1, w_dim), the image layer's last -> features and this part of the image."""
+        convs = self.convs()
+        for i, conv in enumerate(convs):
+            x = conv(x, ws[:, i], conv.draw(x, noise) if isinstance(noise, str) else noise[i])
+        return x, self.to_image(x, ws[:, len(convs)])
+
 
 class Synthesis(nn.Module):
     """w (N, w_dim), or one for each layer (N, num_ws, w_dim) -> image (N, C, height, width)."""
@@ -209,10 +217,12 @@ class Synthesis(nn.Module):
         patch: int = 1,
         start: Literal["constant", "latent"] = "constant",
         tanh: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         """``size`` (one number, or height and width) and ``channels`` of the image; features have min(channel_base /
         side, channel_max) channels, where the side of a rectangle is the shorter one.
         Ours: ``start`` "latent" adds a dense layer of the first w to the constant; ``tanh`` bounds the image.
+        ``checkpoint``: the blocks' states are computed again in the backward pass.
 
         Raises ConfigError for sizes that do not fit.
         """
@@ -220,7 +230,7 @@ class Synthesis(nn.Module):
         shapes = feature_shapes(size, patch, "generator")
         sides = [min(shape) for shape in shapes]
         widths = [feature_width(side, channel_base, channel_max) for side in sides]
-        self.sides, self.patch, self.tanh = sides, patch, tanh
+        self.sides, self.patch, self.tanh, self.checkpoint = sides, patch, tanh, checkpoint
         self.const = nn.Parameter(torch.randn(widths[0], *shapes[0]))
         self.start = Dense(w_dim, self.const.numel()) if start == "latent" else None
         self.blocks = nn.ModuleList(
@@ -250,16 +260,16 @@ class Synthesis(nn.Module):
         """``noise``: drawn anew, the stored maps, none, or one (N, 1, H, W) for each of ``noise_shapes``."""
         if ws.ndim == 2:
             ws = ws[:, None].expand(-1, self.num_ws, -1)
-        x = self.const.expand(len(ws), -1, -1, -1)
+        x = self.const.expand(ws.shape[0], -1, -1, -1)
         x = x if self.start is None else x + self.start(ws[:, 0]).view(x.shape)
         x = x.contiguous(memory_format=torch.channels_last)
         image = x.new_zeros(())
         i = 0
         for block in self._blocks():
-            for conv in block.convs():
-                x = conv(x, ws[:, i], conv.draw(x, noise) if isinstance(noise, str) else noise[i])
-                i += 1
-            part: Tensor = block.to_image(x, ws[:, i])
+            layers = len(block.convs())
+            maps = noise if isinstance(noise, str) else noise[i : i + layers]
+            x, part = recomputed(self.checkpoint, block, x, ws[:, i : i + layers + 1], maps)
+            i += layers
             image = part if block.up is None else fir_upsample(image).add_(part)
         image = F.pixel_shuffle(image, self.patch) if self.patch > 1 else image
         return image.tanh() if self.tanh else image
