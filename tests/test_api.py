@@ -46,7 +46,7 @@ def _shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_public_names() -> None:
-    assert {"train", "verify_resume", "load", "evaluate", "compare", "race", "bench", "convert"} == set(
+    assert {"train", "verify_resume", "load", "evaluate", "compare", "race", "bench", "convert", "export"} == set(
         trilemma.__all__
     )
     for name in trilemma.__all__:

@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 import trilemma
-from trilemma import cli, commands
+from trilemma import api, cli, commands
 from trilemma.cli import main
 from trilemma.config import load_recipe
 from trilemma.engine import bench as benchmark
+from trilemma.engine.export import Exported
 from trilemma.engine.verify import Verified
 from trilemma.measure.roofline import Roofline
+from trilemma.types import Sampler
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 TINY = (
@@ -79,7 +81,7 @@ def bad(capsys: Capture, *arguments: str) -> str:
     [
         (
             "frobnicate",
-            "unknown command 'frobnicate': known: bench, compare, convert, data, evaluate, extractor, list, race",
+            "unknown command 'frobnicate': known: bench, compare, convert, data, evaluate, export, extractor, list",
         ),
         ("trian ddgan", "unknown command 'trian': did you mean 'train'?"),
         ("train", "train: a method is missing"),
@@ -155,6 +157,12 @@ def bad(capsys: Capture, *arguments: str) -> str:
         ("bench . --threads all", "bench: --threads must be a whole number, not 'all'"),
         ("bench . --repeats 0", "repeats must be at least 1, not 0"),
         ("bench . --seconds -1", "seconds must not be negative, not -1"),
+        ("export nothing", "no run nothing"),
+        ("export . --format pt", "export: invalid choice 'pt'"),
+        ("export . --batch 0", "batch must be at least 1 or dynamic, not 0"),
+        ("export . --batch many", "--batch takes a whole number or dynamic, not 'many'"),
+        ("export . --tolerance 0", "tolerance must be positive, not 0"),
+        ("export . --out a.onnx", "--out a.onnx: the file's name must end in .pt2"),
         ("convert a.pth run", "--config is missing: a ddgan checkpoint needs JSON"),
         ("convert a.pth run --config c.json", "cannot read c.json: No such file or directory"),
         ("convert a.pth run --config c.json --as ddpm", "--as ddpm: only ddgan and stylegan2 checkpoints"),
@@ -246,6 +254,9 @@ def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) 
         ("sample RUN --steps 4,4 --trajectory", "--trajectory and --steps are different pictures: choose one"),
         ("sample RUN --steps 4,4 --out grid.npz", "a trajectory is a picture"),
         ("bench RUN --steps 4,7", "trained for 4 steps, not 7"),
+        ("export RUN --steps 7", "trained for 4 steps, not 7"),
+        ("export RUN --eta 0.5", "no sampler setting eta"),
+        ("export RUN --out file/a.pt2", "cannot write file/a.pt2"),
         ("sample RUN --eta 0.5", "no sampler setting eta"),
         ("sample RUN --truncation 0.5", "no sampler setting truncation"),
         ("sample RUN --label 3", "no sampler setting label"),
@@ -368,6 +379,30 @@ def test_a_bench_from_the_command_line(run: Path, here: Path, capsys: Capture, m
     assert len(json.loads(good(capsys, *words("bench a a --batches 1 --repeats 1 --json")))) == 2
 
 
+@pytest.mark.parametrize(("batch", "size"), [("16", "16"), ("dynamic", "N")])
+def test_an_export_says_what_goes_in(capsys: Capture, monkeypatch: pytest.MonkeyPatch, batch: str, size: str) -> None:
+    asked: list[Any] = []
+
+    def export(run: Path, **settings: Any) -> Exported:
+        asked.append((run, settings))
+        return Exported(Path("a.onnx"), {"x_T": (1, 8, 8), "z": (4,)}, settings["batch"], 3e-6, 0.002, 0.003)
+
+    monkeypatch.setattr(api, "export", export)
+    main(words(f"export a --format onnx --batch {batch} --steps 10 --eta 0.5 --tolerance 0.01"))
+    out, err = capsys.readouterr()
+    assert out == "a.onnx\n"
+    assert err.splitlines() == [
+        f"x_T: {size} x 1 x 8 x 8",
+        f"z: {size} x 4",
+        "largest difference from PyTorch: 3e-06",
+        "a batch takes 2 ms, 1.50 times as fast as PyTorch",
+    ]
+    ((run, settings),) = asked
+    assert run == Path("a") and settings["batch"] == (None if batch == "dynamic" else 16)
+    assert settings["sampler"] == Sampler(steps=10, eta=0.5) and settings["tolerance"] == 0.01
+    assert settings["format"] == "onnx" and settings["out"] is None
+
+
 def test_an_interrupted_training_goes_on(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     show = commands.Line.show
 
@@ -420,7 +455,7 @@ def test_what_a_verification_found(
         asked.append((args, settings["steps"], settings["kill_in"]))
         return Verified(difference, 12, 8, 3)
 
-    monkeypatch.setattr(commands.api, "verify_resume", verify)
+    monkeypatch.setattr(api, "verify_resume", verify)
     with pytest.raises(SystemExit) as caught:
         main(words("verify-resume ddgan --data gaussians --steps 8 --kill-in 3"))
         sys.exit(0)

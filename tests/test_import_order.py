@@ -23,7 +23,7 @@ LEVELS = {
     "methods": 3, "interop": 3,
     "engine": 4,
     "comparison": 5, "report": 5,
-    "api": 6, "cli": 6, "commands": 6, "__main__": 6, "": 6,
+    "api": 6, "cli": 6, "commands": 6, "listing": 6, "__main__": 6, "": 6,
 }  # fmt: skip
 """Level of each part; "" is the package's own ``__init__``, which lends out the names of ``api``."""
 

@@ -35,7 +35,11 @@ def test_the_import_report_names_modules() -> None:
     assert not imported(report) & set(HEAVY)
 
 
-@pytest.mark.parametrize("args", [("-m", "trilemma", "--help"), ("-c", "import trilemma")], ids=["help", "import"])
+@pytest.mark.parametrize(
+    "args",
+    [("-m", "trilemma", "--help"), ("-c", "import trilemma"), ("-m", "trilemma", "list")],
+    ids=["help", "import", "list"],
+)
 def test_starts_without_torch(args: tuple[str, ...]) -> None:
     done = python("-X", "importtime", *args)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -44,3 +48,30 @@ def test_starts_without_torch(args: tuple[str, ...]) -> None:
 
 def test_help_names_the_program() -> None:
     assert "trilemma" in python("-m", "trilemma", "--help").stdout
+
+
+def test_a_list_says_what_the_packages_say() -> None:
+    """It is read from their text, so that they need not be imported."""
+    from trilemma.data import catalogue
+    from trilemma.listing import listing
+
+    assert listing()["data"] == catalogue()
+
+
+def test_commands_wait_for_nothing_they_do_not_need() -> None:
+    """Sampling needs torch; what scores samples and draws reports takes longer to import than torch itself."""
+    code = "import trilemma.commands, trilemma.engine.generator, trilemma.engine.outputs"
+    done = python("-X", "importtime", "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not imported(done.stderr) & ({*HEAVY, "scipy"} - {"torch"})
+
+
+@pytest.mark.parametrize(("code", "seconds"), [("import trilemma", 0.1), ("import trilemma.cli", 0.3)])
+def test_starting_is_quick(code: str, seconds: float) -> None:
+    """Beyond what Python itself takes; the best of a few tries, as machines are busy."""
+
+    def took(code: str) -> float:
+        line = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+        return float(python("-c", line).stdout)
+
+    assert min(took(code) for _ in range(3)) < seconds

@@ -1,4 +1,4 @@
-"""The library from Python: train, load, sample, evaluate, compare, race, bench, convert."""
+"""The library from Python: train, load, sample, evaluate, compare, race, bench, convert, export."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any, Literal
 from rich.table import Table
 
 from trilemma.comparison import comparison_table, differences, published_for, read_rows, refuse_unequal
-from trilemma.config import Recipe, build, recipe_names
+from trilemma.config import Recipe, build
 from trilemma.data import Dataset, catalogue, load_data, usual_size
 from trilemma.engine import evaluate as evaluation
 from trilemma.engine import images as image_evaluation
 from trilemma.engine import train as training
 from trilemma.engine.bench import bench
 from trilemma.engine.convert import convert
+from trilemma.engine.export import export
 from trilemma.engine.extractor import check_extractor_out, make_extractor_plan
 from trilemma.engine.extractor import train_extractor as fit_extractor
 from trilemma.engine.generator import Generator
@@ -26,12 +27,12 @@ from trilemma.engine.run import Run
 from trilemma.engine.verify import verify_resume
 from trilemma.errors import ConfigError, RunError
 from trilemma.measure.features import default_extractor, load_extractor
-from trilemma.methods import method_class, method_summaries
+from trilemma.methods import method_class
 from trilemma.methods.base import Entrant
 from trilemma.report import write_figures, write_report
 from trilemma.types import Sampler
 
-__all__ = ["bench", "compare", "convert", "evaluate", "load", "race", "train", "verify_resume"]
+__all__ = ["bench", "compare", "convert", "evaluate", "export", "load", "race", "train", "verify_resume"]
 
 load = Generator.load
 
@@ -339,17 +340,6 @@ def race(  # noqa: PLR0913
     page = folder / "report.html"
     # An earlier part of a resumed race may have been scored otherwise: after all this work that is marked, not refused.
     return compare([row.folder for row in rows], out=page, title=f"Race on {name}", force=True), page
-
-
-def listing() -> dict[str, dict[str, str]]:
-    """Methods, recipes and data sets, each with one line."""
-    from trilemma.config import load_recipe
-
-    return {
-        "methods": method_summaries(),
-        "recipes": {name: load_recipe(name).about for name in recipe_names()},
-        "data": catalogue(),
-    }
 
 
 def train_extractor(  # noqa: PLR0913

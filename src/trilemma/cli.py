@@ -34,6 +34,7 @@ Train, sample and fairly compare fast generative image models.
   evaluate RUN     FID, KID, Inception Score, precision, recall, network evaluations and seconds; also of any images
   compare RUN...   one table and one HTML page from evaluated runs
   bench RUN...     images a second batch by batch, FLOPs, memory, share of what the machine can do
+  export RUN       one file, a program of torch.export or ONNX, that makes the run's images from noise
   convert FILE     turn a published checkpoint into a run folder
   extractor train  train a feature extractor on labelled images
   data check DATA  what is wrong with images before they are trained on, and what mends it
@@ -164,6 +165,22 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's sampler into one file: noise in, images out, the steps and the schedule inside."""
+
+    run: Path  # a run's folder
+    format: Literal["exported", "onnx"] = "exported"  # a program of torch.export, or ONNX (needs trilemma[export])
+    out: Path | None = None  # the file (default: RUN/sampler.pt2 or RUN/sampler.onnx)
+    batch: str = "1"  # images made at a time, or dynamic for any number
+    steps: int | None = None  # denoising steps (ddpm: by DDIM)
+    eta: float | None = None  # DDIM's noise, 0 to 1
+    variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
+    truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
+    label: int | None = None  # conditional models: the class (default: drawn from the noise)
+    tolerance: float = 1e-4  # the largest difference from PyTorch's samples that is let pass
+
+
+@dataclass(frozen=True)
 class Convert:
     """Turn a published checkpoint (a state dict, or StyleGAN2's pickle) into a run folder, without running its code."""
 
@@ -219,6 +236,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "bench": Bench,
+    "export": Export,
     "convert": Convert,
     "extractor": Extractor,
     "data": Data,
@@ -232,6 +250,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "evaluate": ("run",),
     "compare": ("runs",),
     "bench": ("runs",),
+    "export": ("run",),
     "convert": ("file", "run"),
     "extractor": ("action", "data"),
     "data": ("action", "data"),

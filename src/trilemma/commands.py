@@ -1,4 +1,7 @@
-"""What each command does once its flags are parsed: call the library, show progress, print the result."""
+"""What each command does once its flags are parsed: call the library, show progress, print the result.
+
+Each imports what it needs when it is called: a sample does not wait for what scores it, nor a list for torch.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trilemma import api
-from trilemma.comparison import bench_table
 from trilemma.config import require
-from trilemma.data import Dataset, load_data
-from trilemma.engine import loop
-from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.images import are_images, result_folder
-from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 from trilemma.errors import ConfigError
 from trilemma.files import finite
-from trilemma.measure.classifier import read_made
 from trilemma.types import Sampler
+
+if TYPE_CHECKING:
+    from trilemma.data import Dataset
+    from trilemma.engine import loop
 
 WORDS = Console(stderr=True)
 WALK = 16  # images between two samples, at most
@@ -99,6 +98,8 @@ def name_skipped(data: Dataset) -> None:
 
 def run_race(command: Any) -> None:
     """``trilemma race``."""
+    from trilemma import api
+
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     methods = [name.strip() for name in command.methods.split(",") if name.strip()]
     require(bool(methods), "--methods needs at least one method, for example ddpm,ddgan")
@@ -131,6 +132,8 @@ def _row_title(folder: Path, sampler: Sampler) -> str:
 
 def run_train(command: Any) -> None:
     """``trilemma train``."""
+    from trilemma import api
+
     with progress_bar() as bar:
         folder = api.train(
             command.method,
@@ -155,6 +158,9 @@ def run_train(command: Any) -> None:
 
 def run_sample(command: Any) -> None:
     """``trilemma sample``."""
+    from trilemma.engine.generator import Generator, sample_seeds
+    from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
+
     require(command.n >= 1, f"--n must be at least 1, not {command.n}")
     require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
@@ -215,6 +221,9 @@ def _numbers(text: str | None, kind: Callable[[str], Any], problem: str) -> list
 
 def run_evaluate(command: Any) -> None:
     """``trilemma evaluate``."""
+    from trilemma import api
+    from trilemma.engine.images import are_images, result_folder
+
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     with progress_bar() as bar:
         result = api.evaluate(
@@ -253,6 +262,8 @@ def run_evaluate(command: Any) -> None:
 
 def run_compare(command: Any) -> None:
     """``trilemma compare``."""
+    from trilemma import api
+
     _print_table(api.compare(command.runs, out=command.out, force=command.force, figures=command.figures))
     print(f"report: {command.out}")
     if command.figures is not None:
@@ -261,6 +272,9 @@ def run_compare(command: Any) -> None:
 
 def run_bench(command: Any) -> None:
     """``trilemma bench``."""
+    from trilemma import api
+    from trilemma.comparison import bench_table
+
     steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 1,2,4,8")
     batches = _numbers(command.batches, int, "--batches takes whole numbers, for example 1,16,100")
     with progress_bar() as bar:
@@ -282,13 +296,47 @@ def run_bench(command: Any) -> None:
 
 def run_convert(command: Any) -> None:
     """``trilemma convert``."""
+    from trilemma import api
+
     print(api.convert(command.file, command.run, config=command.config, kind=command.as_))
+
+
+def run_export(command: Any) -> None:
+    """``trilemma export``."""
+    from trilemma import api
+
+    dynamic = command.batch == "dynamic"
+    if not dynamic and not command.batch.isdecimal():
+        raise ConfigError(f"--batch takes a whole number or dynamic, not {command.batch!r}")
+    sampler = Sampler(
+        steps=command.steps,
+        eta=command.eta,
+        variance=command.variance,
+        truncation=command.truncation,
+        label=command.label,
+    )
+    made = api.export(
+        command.run,
+        format=command.format,
+        out=command.out,
+        batch=None if dynamic else int(command.batch),
+        sampler=sampler,
+        tolerance=command.tolerance,
+    )
+    for name, shape in made.inputs.items():
+        print(f"{name}: {' x '.join(map(str, (made.batch or 'N', *shape)))}", file=sys.stderr)
+    print(f"largest difference from PyTorch: {made.difference:.2g}", file=sys.stderr)
+    ratio = made.seconds_torch / made.seconds
+    print(f"a batch takes {1e3 * made.seconds:.3g} ms, {ratio:.2f} times as fast as PyTorch", file=sys.stderr)
+    print(made.path)
 
 
 def run_list(command: Any) -> None:
     """``trilemma list``."""
+    from trilemma.listing import listing
+
     del command
-    for heading, entries in api.listing().items():
+    for heading, entries in listing().items():
         print(f"{heading}:")
         width = max(len(name) for name in entries)
         for name, line in entries.items():
@@ -302,6 +350,9 @@ def _print_table(table: Table) -> None:
 
 def run_extractor(command: Any) -> None:
     """``trilemma extractor train``."""
+    from trilemma import api
+    from trilemma.measure.classifier import read_made
+
     with progress_bar() as bar:
         path = api.train_extractor(
             command.data,
@@ -324,6 +375,8 @@ def run_extractor(command: Any) -> None:
 
 def run_verify_resume(command: Any) -> None:
     """``trilemma verify-resume``."""
+    from trilemma import api
+
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     with progress_bar() as bar:
         found = api.verify_resume(
@@ -360,6 +413,8 @@ def run_data(command: Any) -> None:
 
 
 def _check_data(command: Any) -> None:
+    from trilemma import api
+
     with progress_bar() as bar:
         line = Line(bar, f"check {command.data}")
         found = api.check_data(
@@ -375,6 +430,9 @@ def _check_data(command: Any) -> None:
 
 
 def _prepare_data(command: Any) -> None:
+    from trilemma import api
+    from trilemma.data import load_data
+
     try:
         with progress_bar() as bar:
             line = Line(bar, f"prepare {command.data}")

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from trilemma.data.dataset import Dataset, make_dataset
 from trilemma.data.decode import fit
 from trilemma.errors import DataError
 
-_CLASSES = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}  # in torchvision
 _TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 # Without it a network that swallows packets would hold the download for ever.
 _NETWORK_TIMEOUT_SECONDS = 30.0
@@ -98,10 +97,17 @@ def load_stacked_mnist(split: str, root: Path, *, size: int | None = None) -> Da
     )
 
 
+def _torchvision(name: str) -> Any:
+    """Its class of the set. Imported here: it takes as long as torch, and a sample needs none of it."""
+    from torchvision import datasets
+
+    return getattr(datasets, _CLASSES[name])
+
+
 def _open(name: str, root: Path, train: bool) -> Any:
     """torchvision's data set if its files lie under ``root``, else None."""
     try:
-        return _CLASSES[name](str(root), train=train, download=False)
+        return _torchvision(name)(str(root), train=train, download=False)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         if str(error).startswith("Dataset not found"):  # torchvision's words; for CIFAR-10 also at a wrong checksum
             return None
@@ -113,7 +119,7 @@ def _open(name: str, root: Path, train: bool) -> Any:
 def _download(name: str, root: Path, train: bool) -> Any:
     try:
         with _download_manners():
-            return _CLASSES[name](str(root), train=train, download=True)
+            return _torchvision(name)(str(root), train=train, download=True)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         raise DataError(
             f"{_TITLES[name]} is not under {root} and can't be downloaded ({_first_line(error)}); without network use "

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from trilemma.errors import DataError, NonFiniteError
 from trilemma.files import write_atomically
@@ -48,11 +47,26 @@ def save_grid(x: Tensor, path: Path, columns: int = 8, captions: Sequence[str] =
     widest = max((_text_box(caption)[2] + _GAP for caption in captions), default=0)
     factor = max(-(-_MIN_TILE // min(x.shape[2:])), -(-widest // x.shape[3]))
     x = x.detach().cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = _tiled(x.permute(0, 2, 3, 1).numpy(), columns)
+    _write(with_captions(pixels[..., 0] if x.shape[1] == 1 else pixels, captions), path)
+
+
+def _tiled(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Images (N, H, W, C) row by row, with white lines between and around them; a single one as it is.
+
+    Not by torchvision, whose import takes as long as torch's.
+    """
+    n, height, width, channels = images.shape
+    if n == 1:
+        return images.reshape(height, width, channels)
+    across = min(columns, n)
+    down = -(-n // across)
     # Without a line between them small images run into each other: nobody could tell a digit from its neighbours.
-    grid = make_grid(x, nrow=columns, padding=_GAP, pad_value=_WHITE)
-    # make_grid triples a gray channel: one is enough in the file.
-    pixels = np.ascontiguousarray((grid[0] if x.shape[1] == 1 else grid.permute(1, 2, 0)).numpy())
-    _write(with_captions(pixels, captions), path)
+    cells = np.full((down * across, height + _GAP, width + _GAP, channels), _WHITE, np.uint8)
+    cells[:n, _GAP:, _GAP:] = images
+    rows = cells.reshape(down, across, *cells.shape[1:]).swapaxes(1, 2)
+    tiled = rows.reshape(down * cells.shape[1], across * cells.shape[2], channels)
+    return np.pad(tiled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=_WHITE)
 
 
 def with_captions(pixels: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:

@@ -13,8 +13,11 @@ and word j, cut into two 32-bit halves h and l, gives elements 2j and 2j + 1 by 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +48,43 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift(x, 31))
 
 
+_RECORD: ContextVar[dict[str, Tensor] | None] = ContextVar("record", default=None)
+_GIVEN: ContextVar[Mapping[str, Tensor] | None] = ContextVar("given", default=None)
+
+
+@contextlib.contextmanager
+def record_noise() -> Iterator[dict[str, Tensor]]:
+    """The draws made inside the block, by name, in order."""
+    record: dict[str, Tensor] = {}
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+@contextlib.contextmanager
+def give_noise(draws: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block nothing is drawn: every draw is the tensor (N, *shape) of its name, whatever the seeds.
+
+    So a sampler becomes a pure function of its noise. Raises ConfigError there for a draw that is not given, or of
+    another shape.
+    """
+    token = _GIVEN.set(draws)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def _taken(given: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    if name not in given:
+        raise ConfigError(f"no noise {name!r} was given: there is {', '.join(given) or 'none'}")
+    if tuple(given[name].shape[1:]) != tuple(shape):
+        raise ConfigError(f"noise {name!r} must have the shape {('N', *shape)}, not {tuple(given[name].shape)}")
+    return given[name]
+
+
 class SeedNoise:
     """One stream of normal noise a seed. Equal seeds give equal streams; ``draws`` counts the calls so far."""
 
@@ -60,24 +100,40 @@ class SeedNoise:
         self.draws = 0
         # Metal has no float64: there the numbers are made on the CPU and copied.
         self._home = torch.device("cpu") if self.device.type == "mps" else self.device
-        self._stream = _mix(torch.tensor(self.seeds, dtype=torch.int64, device=self._home) + _A)
+
+    @cached_property
+    def _stream(self) -> Tensor:
+        return _mix(torch.tensor(self.seeds, dtype=torch.int64, device=self._home) + _A)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def normal(self, shape: Sequence[int] = ()) -> Tensor:
-        """The next draw: float32 (len(seeds), *shape) from N(0, 1); images (C, H, W) come in channels_last."""
+    def normal(self, shape: Sequence[int] = (), name: str = "") -> Tensor:
+        """The next draw: float32 (len(seeds), *shape) from N(0, 1); images (C, H, W) come in channels_last.
+
+        ``name`` says what it is to ``record_noise`` and ``give_noise``; without one it is draw_0, draw_1, ...
+        """
+        name = name or f"draw_{self.draws}"
+        given, record = _GIVEN.get(), _RECORD.get()
+        x = self._draw(shape) if given is None else _taken(given, name, shape)
+        self.draws += 1
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        if record is not None:
+            if name in record:
+                raise ConfigError(f"noise {name!r} is drawn twice: give each draw a name of its own")
+            record[name] = x
+        return x
+
+    def _draw(self, shape: Sequence[int]) -> Tensor:
         count = math.prod(shape)
         key = _mix(self._stream + _signed(_A * self.draws))
-        self.draws += 1
         counter = torch.arange(1, (count + 1) // 2 + 1, dtype=torch.int64, device=self._home).mul_(_A)
         word = _mix(key[:, None] + counter)
         # float64: in float32 the halves would lose 8 bits each and r would stop at 5.9.
         radius = _shift(word, 32).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
         angle = (word & 0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
         pairs = torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=-1)
-        out = pairs.float().flatten(1)[:, :count].reshape(len(self), *shape).to(self.device)
-        return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
+        return pairs.float().flatten(1)[:, :count].reshape(len(self), *shape).to(self.device)
 
 
 def great_circle(first: Tensor, second: Tensor, s: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ def _checked(u: float) -> float:
 
 def _integrate(rescaled: Derivative, derivative: Derivative, h_0: Tensor, options: SolverOptions) -> Tensor:
     """The solution of dh/ds = ``rescaled`` at s = 1."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return _traced(rescaled, h_0, options)
     # Here, as it brings scipy's solvers along: a third of a second. Not in inference mode, in which the tables of
     # coefficients that the import makes could never be used to train.
     with torch.inference_mode(False):
@@ -127,6 +129,30 @@ def _integrate(rescaled: Derivative, derivative: Derivative, h_0: Tensor, option
             "dopri5 found no step small enough: h or its derivative is infinite or not a number; look at the training, "
             "or solve in fixed steps"
         ) from error
+
+
+def _traced(rescaled: Derivative, h_0: Tensor, options: SolverOptions) -> Tensor:
+    """torchdiffeq's equal steps, without its checks of the times: those read values, of which a traced graph has none.
+
+    Raises ConfigError for dopri5, whose steps depend on values.
+    """
+    if options.solver == "dopri5":
+        raise ConfigError("dopri5 chooses its steps while it runs, a graph cannot: train with euler or rk4")
+    h, ds = h_0, 1.0 / options.steps
+    for k in range(options.steps):
+
+        def slope(share: float, h: Tensor, k: int = k) -> Tensor:
+            return rescaled(h_0.new_full((), (k + share) / options.steps), h)
+
+        k_1 = slope(0.0, h)
+        if options.solver == "euler":
+            h = h + ds * k_1
+            continue
+        k_2 = slope(1 / 3, h + ds * k_1 / 3)
+        k_3 = slope(2 / 3, h + ds * (k_2 - k_1 / 3))
+        k_4 = slope(1.0, h + ds * (k_1 - k_2 + k_3))
+        h = h + ds / 8 * (k_1 + 3 * (k_2 + k_3) + k_4)
+    return h
 
 
 def _grid(ends: Tensor, steps: int) -> Tensor:

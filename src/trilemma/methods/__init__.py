@@ -6,9 +6,12 @@ import ast
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trilemma.errors import nearest
-from trilemma.methods.base import Method
+
+if TYPE_CHECKING:
+    from trilemma.methods.base import Method
 
 
 def method_names() -> list[str]:

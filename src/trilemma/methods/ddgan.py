@@ -282,13 +282,13 @@ class DDGAN(Method):
         self.describe(sampler or Sampler())
         schedule = self.schedule.to(self.device)
         noise = SeedNoise(seeds, self.device)
-        x = noise.normal(self.spec.shape).contiguous(memory_format=torch.channels_last)
+        x = noise.normal(self.spec.shape, "x_T").contiguous(memory_format=torch.channels_last)
         states = [x]
         for step in reversed(range(self.options.num_timesteps)):
-            t = torch.full((len(x),), step, device=x.device)
-            x_0 = self.generator(x, t, noise.normal((self.nz,)))
+            t = torch.full(x.shape[:1], step, device=x.device)
+            x_0 = self.generator(x, t, noise.normal((self.nz,), f"z_{step + 1}"))
             # The last step's posterior is x_0 itself: no noise is drawn for it.
-            z = noise.normal(self.spec.shape) if step > 0 else torch.zeros_like(x)
+            z = noise.normal(self.spec.shape, f"noise_{step + 1}") if step > 0 else torch.zeros_like(x)
             x = sample_posterior(schedule, x_0, x, t, z)
             states.append(x)
         return SampleResult(x, torch.stack(states) if trajectory else None)

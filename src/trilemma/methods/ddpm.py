@@ -142,7 +142,7 @@ class DDPM(Method):
         sampler = sampler or Sampler()
         self.describe(sampler)
         noise = SeedNoise(seeds, self.device)
-        x = noise.normal(self.spec.shape).contiguous(memory_format=torch.channels_last)
+        x = noise.normal(self.spec.shape, "x_T").contiguous(memory_format=torch.channels_last)
         states = [x]
         chain = self._ancestral if sampler.steps is None else self._ddim
         for state in chain(x, noise, sampler):
@@ -154,8 +154,8 @@ class DDPM(Method):
         schedule = self.schedule.to(x.device)
         variance = sampler.variance or self.options.variance
         for t in reversed(range(self.options.timesteps)):
-            eps = self.denoiser(x, torch.full((len(x),), t, device=x.device))
-            z = noise.normal(self.spec.shape) if t > 0 else torch.zeros_like(x)
+            eps = self.denoiser(x, torch.full(x.shape[:1], t, device=x.device))
+            z = noise.normal(self.spec.shape, f"noise_{t + 1}") if t > 0 else torch.zeros_like(x)
             x, _ = ddpm_step(schedule, x, eps, t, z, variance=variance, clip=self.clip)
             yield x
 
@@ -165,8 +165,8 @@ class DDPM(Method):
         eta = sampler.eta or 0.0
         timesteps = ddim_timesteps(self.options.timesteps, cast(int, sampler.steps))
         for t, t_prev in zip(timesteps, [*timesteps[1:], -1], strict=True):
-            eps = self.denoiser(x, torch.full((len(x),), t, device=x.device))
-            z = noise.normal(self.spec.shape) if eta > 0 else torch.zeros_like(x)
+            eps = self.denoiser(x, torch.full(x.shape[:1], t, device=x.device))
+            z = noise.normal(self.spec.shape, f"noise_{t + 1}") if eta > 0 else torch.zeros_like(x)
             x, _ = ddim_step(schedule, x, eps, t, t_prev, z, eta=eta, clip=self.clip)
             yield x
 

@@ -293,8 +293,9 @@ class SPIGAN(Method):
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """x_T, and the noise s of every layer of G."""
         noise = SeedNoise(seeds, self.device)
-        x_T = self.sigma * noise.normal(self.spec.shape)
-        return x_T, [noise.normal(shape) for shape in self.generator.noise_shapes]
+        x_T = self.sigma * noise.normal(self.spec.shape, "noise_T")  # of variance 1
+        shapes = self.generator.noise_shapes
+        return x_T, [noise.normal(shape, f"noise_{layer}") for layer, shape in enumerate(shapes)]
 
     def _bounded(self, x: Tensor) -> Tensor:
         return x.clamp(-1.0, 1.0) if self.spec.kind == "images" else x

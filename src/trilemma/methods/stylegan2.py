@@ -322,9 +322,10 @@ class StyleGAN2(Method):
         sampler = sampler or Sampler()
         self.describe(sampler)
         noise = SeedNoise(seeds, self.device)
-        z = noise.normal((self.options.mapping.z_dim,))
+        z = noise.normal((self.options.mapping.z_dim,), "z")
         c = self._labels(noise, sampler)
-        maps = [noise.normal(shape) for shape in self.generator.synthesis.noise_shapes]
+        shapes = self.generator.synthesis.noise_shapes
+        maps = [noise.normal(shape, f"noise_{layer}") for layer, shape in enumerate(shapes)]
         psi = 1.0 if sampler.truncation is None else sampler.truncation
 
         def image(psi: float) -> Tensor:
@@ -365,7 +366,7 @@ class StyleGAN2(Method):
         """One-hot labels, drawn from the seeds where none is asked for; all classes are equally likely."""
         if not self.classes:
             return None
-        share = torch.special.ndtr(noise.normal(()).double())
+        share = torch.special.ndtr(noise.normal((), "class_noise").double())
         drawn = (share * self.classes).long().clamp(max=self.classes - 1)
         labels = drawn if sampler.label is None else torch.full_like(drawn, sampler.label)
         return F.one_hot(labels, self.classes).float()

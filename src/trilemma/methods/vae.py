@@ -151,7 +151,7 @@ class VAE(Method):
     def sample(self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False) -> SampleResult:
         """The decoder's mean at z ~ N(0, I). A trajectory decodes s z for s from 0, the prior's centre, to 1."""
         self.describe(sampler or Sampler())
-        z = SeedNoise(seeds, self.device).normal((self.nz,))
+        z = SeedNoise(seeds, self.device).normal((self.nz,), "z")
         x = self.decoder(z)
         if not trajectory:
             return SampleResult(x)
