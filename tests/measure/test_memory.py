@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trilemma.measure import memory
-from trilemma.measure.memory import RESET, SO_FAR, UNKNOWN, PeakMemory
+from trilemma.measure.memory import RESET, SO_FAR, UNKNOWN, KeptForBackward, PeakMemory
 
 MIB = 2**20
 
@@ -50,3 +50,24 @@ def test_the_mark_is_read_in_mib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         pass
     assert (peak.kind, peak.mib, peak.before_mib) == (RESET, 3.0, 3.0)
     assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_what_is_kept_for_a_backward_pass() -> None:
+    weight = torch.ones(MIB // 4, requires_grad=True)  # 1 MiB
+    with KeptForBackward([weight]) as kept:
+        weight.sum().backward()
+        assert kept.mib == 0
+        x = torch.ones(MIB // 4)
+        made = weight * x
+        again = weight * x.view(2, -1).flatten()  # the same memory
+        assert kept.mib == 1
+        made = (made + again).exp()  # keeps its result
+        assert kept.mib == 2
+        made.sum().backward()
+        del made, again
+        (weight * x).sum().backward()
+        assert kept.mib == 2  # the most, though less is kept now
+        held = weight * torch.ones(MIB)[: MIB // 4]  # all of what is held through a part
+        assert kept.mib == 4
+    held = held * weight * torch.ones(2 * MIB)[: MIB // 4]
+    assert kept.mib == 4  # outside nothing counts

@@ -11,10 +11,14 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 GPU = "allocated by torch on the GPU"
 RESET = "resident set of the process, its highest while the batch was made"
@@ -54,6 +58,52 @@ class PeakMemory:
             self.mib = _high_water()
         elif self.kind == SO_FAR:
             self.mib = _highest_so_far()
+
+
+class KeptForBackward:
+    """``mib`` is the most that autograd keeps at one time for backward passes inside a ``with`` block: what must be
+    kept whoever computes it. Tensors that share memory count once, and ``weights`` not at all."""
+
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
+        self._weights = {tensor.untyped_storage().data_ptr() for tensor in weights}
+        self._users: Counter[int] = Counter()  # by the address of what they share
+        self._bytes = self._most = 0
+        self._hooks = saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
+
+    @property
+    def mib(self) -> float:
+        """The most so far."""
+        return self._most / _MIB
+
+    def __enter__(self) -> KeptForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._hooks.__exit__(*error)
+
+    def count(self, address: int, size: int, users: int) -> None:
+        """One user more (1) or less (-1) of the ``size`` bytes at ``address``."""
+        if address in self._weights:
+            return
+        before = self._users[address]
+        self._users[address] += users
+        if before == 0 or self._users[address] == 0:
+            self._bytes += users * size
+            self._most = max(self._most, self._bytes)
+
+
+class _Kept:
+    """A tensor that autograd keeps, for as long as it does."""
+
+    def __init__(self, tensor: Tensor, book: KeptForBackward) -> None:
+        self.tensor, self._book = tensor, book
+        storage = tensor.untyped_storage()
+        self._address, self._size = storage.data_ptr(), storage.nbytes()
+        book.count(self._address, self._size, 1)
+
+    def __del__(self) -> None:
+        self._book.count(self._address, self._size, -1)
 
 
 def _give_back() -> None:

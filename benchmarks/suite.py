@@ -1,0 +1,300 @@
+"""Measuring: each row is images a second, the FLOPs an image takes, and what share of the roofline that makes.
+
+FLOPs are counted by shape (``trilemma.measure.flops``): matrix products, convolutions and attention. A training step is
+timed with its lazy penalties due and without, each kind counting as often as it occurs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import REFERENCE_ROOFLINE, Case
+from trilemma.engine.export import program
+from trilemma.errors import TrilemmaError
+from trilemma.maths.noise import SeedNoise, give_noise
+from trilemma.measure.convolutions import ceiling, convolutions_of, measure_convolution
+from trilemma.measure.features import load_extractor
+from trilemma.measure.flops import FlopCounter
+from trilemma.measure.memory import KeptForBackward, PeakMemory
+from trilemma.measure.roofline import Roofline, measure_roofline
+from trilemma.measure.speed import measure
+from trilemma.methods.base import Method, Tools
+from trilemma.types import Batch
+
+SHAPES = 4  # convolutions of each network that are measured alone: those with the most work
+EVALUATED = 1_000  # images whose features are computed
+_MIB = 2.0**20
+
+Row = dict[str, Any]
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all measurements."""
+
+    device: torch.device
+    seconds: float  # no further repeat is begun after so many, in each measurement
+    repeats: int = 10
+    batches: tuple[int, ...] = (1, 100)  # of sampling
+    runtimes: tuple[str, ...] = ()  # that run the exported samplers
+
+
+def row(name: str, kind: str, batch: int, seconds: float, repeats: int, flops: float, roofline: Roofline) -> Row:
+    """``seconds`` of a batch and ``flops`` of one image as they are written down."""
+    speed = batch / seconds
+    return {
+        "case": name,
+        "kind": kind,
+        "batch": batch,
+        "images_per_second": speed,
+        "flops_per_image": flops,
+        "share_of_roofline": flops * speed / roofline.best,
+        "repeats": repeats,
+    }
+
+
+class Trainer:
+    """A case's method with fresh weights, a batch and optimisers."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.method = case.build(device).train()
+        x = SeedNoise(range(case.batch)).normal(case.spec.shape).clamp(-1.0, 1.0).to(device)
+        self.batch = Batch(x.contiguous(memory_format=torch.channels_last))
+        self.tools = Tools(self.method.networks(), self.method.optimizers(), lambda loss: loss.backward())  # type: ignore[no-untyped-call]
+
+    def step(self, done: int) -> None:
+        """The optimisation step that has ``done`` others before it."""
+        self.method.load_extra_state(self.method.extra_state() | {"steps_done": done})
+        self.method.step(self.batch, 0.5, self.tools)
+
+    def kinds(self) -> dict[int, float]:
+        """As ``kinds_of_steps``."""
+        return kinds_of_steps(self.method.options)
+
+
+def kinds_of_steps(options: Any) -> dict[int, float]:
+    """One step of each kind, by the number of steps before it, and the share of all steps that are of its kind: steps
+    in which the same lazy penalties are due do the same work."""
+    intervals = [getattr(options, "lazy_reg", 1)]
+    if getattr(options, "path_weight", 0) > 0:
+        intervals.append(options.path_every)
+    cycle = math.lcm(*intervals)
+    kinds = [tuple(step % every == 0 for every in intervals) for step in range(cycle)]
+    return {kinds.index(kind): count / cycle for kind, count in Counter(kinds).items()}
+
+
+def training_flops(case: Case, settings: Settings) -> float:
+    """Of one image in training, counting only what the algorithm needs."""
+    trainer = Trainer(case if case.needed is None else replace(case, options=case.needed), settings.device)
+    total = 0.0
+    for done, share in trainer.kinds().items():
+        with FlopCounter() as counter:
+            trainer.step(done)
+        total += share * counter.total
+    return total / case.batch
+
+
+def training(case: Case, trainer: Trainer, flops: float, roofline: Roofline, settings: Settings) -> Row:
+    """The optimisation steps of the case's batch, each kind as often as it comes."""
+    seconds, repeats = 0.0, settings.repeats
+    for done, share in trainer.kinds().items():
+        trainer.step(done)
+        timing = measure(
+            partial(trainer.step, done),
+            device=settings.device,
+            limit_seconds=settings.seconds,
+            max_repeats=settings.repeats,
+        )
+        seconds += share * timing.quantile(0.5)
+        repeats = min(repeats, len(timing.seconds))
+    return row(case.name, "train", case.batch, seconds, repeats, flops, roofline)
+
+
+def training_memory(trainer: Trainer, peak: PeakMemory) -> dict[str, Any]:
+    """What training needs at least, in MiB, and the peak over it: ``peak`` is of building the networks and training."""
+    weights = [*trainer.method.parameters(), *trainer.method.buffers()]
+    with KeptForBackward(weights) as kept:
+        for done in trainer.kinds():
+            trainer.step(done)
+    states = [
+        value
+        for optimizer in trainer.tools.optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    needed = {
+        "weights": _mib(weights),
+        "gradients": _mib(gradients),
+        "optimizers": _mib(states),
+        "activations": kept.mib,
+    }
+    used = None if peak.mib is None or peak.before_mib is None else peak.mib - peak.before_mib
+    return {
+        "kind": peak.kind,
+        "needed_mib": needed,
+        "peak_mib": used,
+        "peak_over_needed": None if used is None else used / sum(needed.values()),
+    }
+
+
+def _mib(tensors: Sequence[Tensor]) -> float:
+    return sum(tensor.nbytes for tensor in tensors) / _MIB
+
+
+def sampling(case: Case, method: Method, roofline: Roofline, settings: Settings) -> list[Row]:
+    """The method's quick sampler: the default one, but few steps where that takes a thousand."""
+    method.eval()
+    sampler = method.preview()
+
+    def sample(n: int) -> Tensor:
+        return method.sample(range(n), sampler).x
+
+    with FlopCounter() as counter:
+        sample(1)
+    found = []
+    for batch in settings.batches:
+        sample(batch)
+        timing = measure(
+            partial(sample, batch),
+            device=settings.device,
+            limit_seconds=settings.seconds,
+            max_repeats=settings.repeats,
+        )
+        found.append(
+            row(case.name, "sample", batch, timing.quantile(0.5), len(timing.seconds), counter.total, roofline)
+        )
+    return found
+
+
+def exported(
+    case: Case, method: Method, flops: float, roofline: Roofline, settings: Settings, report: Report
+) -> list[Row]:
+    """The same sampler as a file that other runtimes run. Noise is given to it, not drawn: ``difference`` is the
+    largest from PyTorch's samples of the same noise."""
+    method.eval().requires_grad_(False)
+    sampler, found = method.preview(), []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for batch, runtime in itertools.product(settings.batches, settings.runtimes):
+            try:
+                run, noise = program(method, sampler, runtime, Path(folder), batch)
+            except TrilemmaError as error:
+                report(f"{case.name}, {runtime}: {error}")
+                continue
+            with give_noise(noise):
+                wanted = method.sample(range(1), sampler).x
+            difference = float((run(noise) - wanted).abs().max())
+            timing = measure(partial(run, noise), limit_seconds=settings.seconds, max_repeats=settings.repeats)
+            kind, repeats = f"sample, {runtime}", len(timing.seconds)
+            found.append(
+                row(case.name, kind, batch, timing.quantile(0.5), repeats, flops, roofline) | {"difference": difference}
+            )
+    return found
+
+
+def own_convolutions(case: Case, method: Method, roofline: Roofline, settings: Settings) -> dict[str, Any]:
+    """The shapes with the most work in sampling at the larger batch, and the rate that they allow together."""
+    method.eval()
+    batch = min(max(settings.batches), case.batch)
+    calls: Counter[Any] = convolutions_of(lambda: method.sample(range(batch), method.preview()))
+    if not calls:
+        return {}
+    largest = sorted(calls, key=lambda shape: calls[shape] * shape.flops(), reverse=True)[:SHAPES]
+    rates = {shape: measure_convolution(shape, settings.device) for shape in largest}
+    total = sum(count * shape.flops() for shape, count in calls.items())
+    return {
+        "batch": batch,
+        "flops_per_second": ceiling(calls, rates),
+        "share_of_roofline": ceiling(calls, rates) / roofline.best,
+        "shapes": [
+            {
+                "input": list(shape.input),
+                "weight": list(shape.weight),
+                "stride": list(shape.stride),
+                "groups": shape.groups,
+                "transposed": shape.transposed,
+                "share_of_work": calls[shape] * shape.flops() / total,
+                "flops_per_second": rate,
+            }
+            for shape, rate in rates.items()
+        ],
+    }
+
+
+def evaluation(roofline: Roofline, settings: Settings, images: int = EVALUATED) -> Row:
+    """Features of digits by the network that scores them."""
+    extractor = load_extractor("digits", device=settings.device)
+    x = torch.randint(0, 256, (images, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = torch.split(x, extractor.batch)
+
+    def run() -> None:
+        for part in parts:
+            extractor.features(part)
+
+    with FlopCounter() as counter:
+        run()
+    timing = measure(run, device=settings.device, limit_seconds=settings.seconds, max_repeats=settings.repeats)
+    seconds, repeats = timing.quantile(0.5), len(timing.seconds)
+    return row("digits-features", "evaluate", images, seconds, repeats, counter.total / images, roofline)
+
+
+def against_reference(case: Case, rows: Sequence[Row], roofline: Roofline) -> dict[str, float]:
+    """Our images a second over the reference's, scaled to this machine's roofline: training, and the largest batch."""
+    if case.reference is None:
+        return {}
+    scale = roofline.best / REFERENCE_ROOFLINE
+    ours = {line["kind"]: line["images_per_second"] for line in rows}  # the last of each kind, the largest batch
+    return {
+        "train": ours["train"] / (case.reference.train * scale),
+        "sample": ours["sample"] / (case.reference.sample * scale),
+    }
+
+
+def run(cases: Sequence[Case], settings: Settings, *, evaluate: bool = True, report: Report = print) -> dict[str, Any]:
+    """Everything, the roofline first: ``roofline``, ``rows``, ``convolutions`` and ``reference``."""
+    roofline = measure_roofline(settings.device, limit_seconds=min(0.5, settings.seconds))
+    result: dict[str, Any] = {
+        "roofline": {
+            "matmul_flops_per_second": roofline.matmul,
+            "convolution_flops_per_second": roofline.convolution,
+        },
+        "rows": [],
+        "parameters": {},
+        "convolutions": {},
+        "reference": {},
+    }
+    for case in cases:
+        report(case.name)
+        flops = training_flops(case, settings)
+        with PeakMemory(settings.device) as peak:
+            trainer = Trainer(case, settings.device)
+            trained = training(case, trainer, flops, roofline, settings)
+        method = trainer.method
+        rows = [trained | {"memory": training_memory(trainer, peak)}]
+        del trainer
+        result["parameters"][case.name] = {
+            name: sum(weight.numel() for weight in network.parameters()) for name, network in method.networks().items()
+        }
+        if case.needed is None:  # else another case samples with the same networks
+            rows += sampling(case, method, roofline, settings)
+            result["convolutions"][case.name] = own_convolutions(case, method, roofline, settings)
+            rows += exported(case, method, rows[-1]["flops_per_image"], roofline, settings, report)
+        result["rows"] += rows
+        result["reference"][case.name] = against_reference(case, rows, roofline)
+    if evaluate:
+        report("digits-features")
+        result["rows"].append(evaluation(roofline, settings))
+    return result
