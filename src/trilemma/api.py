@@ -23,6 +23,7 @@ from trilemma.engine.extractor import check_extractor_out, make_extractor_plan
 from trilemma.engine.extractor import train_extractor as fit_extractor
 from trilemma.engine.generator import Generator
 from trilemma.engine.loop import Progress
+from trilemma.engine.processes import company, join, restarted, told
 from trilemma.engine.run import Run
 from trilemma.engine.verify import verify_resume
 from trilemma.errors import ConfigError, RunError
@@ -137,21 +138,29 @@ def evaluate(  # noqa: PLR0913
     path = Path(run)
     sampler = Sampler(steps=steps, eta=eta, variance=variance, truncation=truncation, label=label)
     if image_evaluation.are_images(path, data):
-        return image_evaluation.evaluate_images(
-            path,
-            _reference_of_images(path, data, sampler, repeats),
-            name=name,
-            out=None if out is None else Path(out),
-            size=size,
-            samples=samples,
-            seed=seed,
-            extractor_name=extractor,
-            extractor_weights=None if extractor_weights is None else Path(extractor_weights),
-            data_root=None if data_root is None else Path(data_root),
-            cache=cache,
-            report=report,
-            on_images=on_data,
-        )
+        reference = _reference_of_images(path, data, sampler, repeats)
+        with company():
+            if not join().is_main_process:  # nothing is sampled, so there is nothing to share
+                scored: dict[str, Any] = told(None)
+                return scored
+            scored = told(
+                image_evaluation.evaluate_images(
+                    path,
+                    reference,
+                    name=name,
+                    out=None if out is None else Path(out),
+                    size=size,
+                    samples=samples,
+                    seed=seed,
+                    extractor_name=extractor,
+                    extractor_weights=None if extractor_weights is None else Path(extractor_weights),
+                    data_root=None if data_root is None else Path(data_root),
+                    cache=cache,
+                    report=report,
+                    on_images=on_data,
+                )
+            )
+            return scored
     _refuse_for_a_run(path, name=name, out=out, size=size)
     return evaluation.evaluate(
         Run.open(run),
@@ -250,7 +259,8 @@ def _race_data(data: str, rows: Sequence[RaceRow], size: int | None, root: Path 
     if size is None and len(sizes) > 1:
         raise ConfigError(f"the methods' recipes want different image sizes {sorted(map(str, sizes))}: give --size")
     wanted = usual_size(data, sizes.pop()) if size is None else size
-    return load_data(data, root=root, size=wanted, channels=rows[0].loaded.data.channels)
+    with company(), join().main_process_first():  # it may have to download
+        return load_data(data, root=root, size=wanted, channels=rows[0].loaded.data.channels)
 
 
 def _race_budget(rows: Sequence[RaceRow]) -> tuple[float | None, int | None]:
@@ -299,7 +309,9 @@ def race(  # noqa: PLR0913
     folder = Path(out) if out is not None else Path("runs") / f"race-{name}"
     rows = race_rows(data, methods, folder)
     taken = [str(row.folder) for row in rows if Run(row.folder).config_path.is_file()]
-    if taken and not resume:
+    with company():
+        again = restarted() or resume
+    if taken and not again:
         raise RunError(f"{', '.join(taken)} from an earlier race: go on with --resume or choose another --out")
     if minutes is None and images is None and flops is None:
         minutes, images = _race_budget(rows)
@@ -307,7 +319,8 @@ def race(  # noqa: PLR0913
     on_data(loaded)
     if loaded.spec.kind == "images" or extractor is not None:  # better now than after hours of training
         usual = default_extractor(loaded.name, loaded.spec)
-        load_extractor(extractor or usual, extractor_weights, spec=loaded.spec)
+        with company(), join().main_process_first():
+            load_extractor(extractor or usual, extractor_weights, spec=loaded.spec)
     for row in rows:
         train(
             row.method,
@@ -338,6 +351,8 @@ def race(  # noqa: PLR0913
                     report=on_evaluate(row, sampler),
                 )
     page = folder / "report.html"
+    if not join().is_main_process:  # one process draws
+        return comparison_table(read_rows([row.folder for row in rows])), page
     # An earlier part of a resumed race may have been scored otherwise: after all this work that is marked, not refused.
     return compare([row.folder for row in rows], out=page, title=f"Race on {name}", force=True), page
 

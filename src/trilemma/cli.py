@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import os
 import re
 import sys
 import typing
@@ -268,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(trilemma.__version__)
         return
+    rank = os.environ.get("RANK", "0")  # of several processes, as their launcher numbers them
     try:
         name = arguments[0]
         if name not in COMMANDS:
@@ -277,15 +279,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         getattr(commands, f"run_{name.replace('-', '_')}")(command)
     except TrilemmaError as error:
-        print(f"trilemma: {' '.join(str(error).split())}", file=sys.stderr)
+        who = "trilemma" if rank == "0" else f"trilemma (process {rank})"
+        print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         resumable = hasattr(COMMANDS[arguments[0]], "resume")
         usual = "interrupted" + ("; go on with --resume" if resumable else "")
-        print(f"trilemma: {str(stop) or usual}", file=sys.stderr)
+        if rank == "0":  # all are told to stop together, and one says so
+            print(f"trilemma: {str(stop) or usual}", file=sys.stderr)
         sys.exit(130)
     except Terminated as stop:
-        print(f"trilemma: {stop}", file=sys.stderr)
+        if rank == "0":
+            print(f"trilemma: {stop}", file=sys.stderr)
         sys.exit(143)
     except BrokenPipeError:
         sys.exit(141)

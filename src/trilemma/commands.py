@@ -50,6 +50,13 @@ def progress_bar() -> Iterator[Progress]:
             bar.stop()
 
 
+def is_main() -> bool:
+    """Whether this is the only process, or of several the main one, which speaks for all."""
+    from trilemma.engine.processes import join, launched
+
+    return not launched() or bool(join().is_main_process)
+
+
 class Line:
     """One line of the bar."""
 
@@ -58,7 +65,9 @@ class Line:
         self.task: TaskID | None = None
 
     def show(self, share: float, note: str = "") -> None:
-        """Set the share done, in [0, 1], and the words behind it."""
+        """Set the share done, in [0, 1], and the words behind it; of several processes the main one shows it."""
+        if not is_main():
+            return
         if self.task is None:
             self.bar.start()
             self.task = self.bar.add_task(escape(self.title), total=1.0, note="")
@@ -91,7 +100,7 @@ def evaluation_report(bar: Progress, title: str) -> Callable[[str, int, int], No
 def name_skipped(data: Dataset) -> None:
     """Say on standard error which files of the data could not be used, the first few by name."""
     count = len(data.skipped)
-    if count:
+    if count and is_main():
         first = "; ".join(data.skipped[:3]) + ("; ..." if count > 3 else "")
         print(f"skipped {count} file{'s' if count > 1 else ''}: {first}", file=sys.stderr)
 
@@ -122,8 +131,9 @@ def run_race(command: Any) -> None:
             on_train=lambda row: training_report(bar, row.folder.name),
             on_evaluate=lambda row, sampler: evaluation_report(bar, _row_title(row.folder, sampler)),
         )
-    _print_table(table)
-    print(f"report: {page}")
+    if is_main():
+        _print_table(table)
+        print(f"report: {page}")
 
 
 def _row_title(folder: Path, sampler: Sampler) -> str:
@@ -186,6 +196,9 @@ def run_sample(command: Any) -> None:
     words = [generator.method.describe(sampler) for sampler in samplers]  # each is refused if it is not offered
     sampler = samplers[0]
     seeds = sample_seeds(command.seed, 0, command.n)
+    main = is_main()
+    if pictures and not main:
+        return  # these are made by one process
     if len(steps) > 1:
         with progress_bar() as bar:
             show = Line(bar, f"sample with {command.steps} steps").show
@@ -206,7 +219,9 @@ def run_sample(command: Any) -> None:
                 done += made
                 line.show(done / command.n)
 
-            x = generator.stored(seeds, sampler, batch_size=command.batch_size, advance=advance)
+            x = generator.shared(seeds, sampler, batch_size=command.batch_size, advance=advance)
+        if not main:
+            return
         path = save_samples(x, generator.spec, command.out)
     print(path)
 
@@ -246,6 +261,8 @@ def run_evaluate(command: Any) -> None:
             size=command.size,
             on_data=name_skipped,
         )
+    if not is_main():
+        return
     if command.json:
         print(json.dumps(result, indent=2))
         return

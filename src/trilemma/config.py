@@ -179,6 +179,7 @@ class Training:
     flops: float | None = None  # default budget in floating-point operations, in place of minutes or images
     ema_decay: float = 0.999  # decay of the averaged weights, per step
     ema_share: float = 0.0  # above 0: the average's half-life is at most this share of the steps so far
+    accumulate: int = 1  # parts in which a process works through its images of a step, to need less memory
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast
     snapshots: int = 10  # sample grids (and quick scores) over the budget
     probe_samples: int = 0  # samples for a quick FID at each snapshot; 0: none
@@ -195,6 +196,7 @@ class Training:
             (self.flops is None or self.flops > 0, f"flops must be positive, not {self.flops}"),
             (0.0 <= self.ema_decay < 1.0, f"ema_decay must be in [0, 1), not {self.ema_decay}"),
             (self.ema_share >= 0.0, f"ema_share must not be negative, not {self.ema_share}"),
+            (self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}"),
             (self.snapshots >= 0, f"snapshots must not be negative, not {self.snapshots}"),
             (self.probe_samples >= 0, f"probe_samples must not be negative, not {self.probe_samples}"),
             (self.watch_samples >= 0, f"watch_samples must not be negative, not {self.watch_samples}"),

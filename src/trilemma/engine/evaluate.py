@@ -32,6 +32,7 @@ from trilemma.engine.judge import (
     verdict,
 )
 from trilemma.engine.outputs import save_trajectory
+from trilemma.engine.processes import company, join, told
 from trilemma.engine.run import Run
 from trilemma.errors import DataError, RunError
 from trilemma.files import finite, read_json, write_json
@@ -63,6 +64,7 @@ def is_current(run: Run, method: Method, sampler: Sampler) -> bool:
         return False
 
 
+@company()
 def evaluate(  # noqa: PLR0913
     run: Run,
     sampler: Sampler,
@@ -77,7 +79,7 @@ def evaluate(  # noqa: PLR0913
     cache: bool = True,
     report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Everything eval.json holds.
+    """Everything eval.json holds; several processes share the sampling, and all of them must call this.
 
     Args:
         samples: in each set of samples.
@@ -101,8 +103,13 @@ def evaluate(  # noqa: PLR0913
     reference = _reference(run, generator, data, data_root)
     usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
     count = samples if samples is not None else min(usual, len(reference))
-    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache)
     sets = [sample_seeds(seed + k, 0, count) for k in range(repeats)]
+    if not join().is_main_process:  # the samples are shared work, all the rest is the main process's
+        for seeds in sets:
+            generator.shared(seeds, sampler)
+        shared: dict[str, Any] = told(None)
+        return shared
+    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache)
     generated, found, evidence = _judge_sets(generator, sampler, sets, judge, report)
     report("seconds", count, count)
     speed = speed_scores(
@@ -135,7 +142,7 @@ def evaluate(  # noqa: PLR0913
         "protocol": {**about, "fingerprint": fingerprint(about)},
     }
     write_json(eval_path(run, method, sampler), result)
-    written: dict[str, Any] = finite(result)
+    written: dict[str, Any] = told(finite(result))
     return written
 
 
@@ -153,10 +160,10 @@ def _judge_sets(
         done += made
         report("samples", done, total)
 
-    first = generator.stored(sets[0], sampler, advance=advance)
+    first = generator.shared(sets[0], sampler, advance=advance)
     judgements = [judge(first)]
     for seeds in sets[1:]:
-        found = judge(generator.stored(seeds, sampler, advance=advance))
+        found = judge(generator.shared(seeds, sampler, advance=advance))
         judgements.append(replace(found, evidence=None))  # it may be large, and only the first set's is drawn
     return first, verdict(judgements), judgements[0].evidence
 
@@ -230,7 +237,8 @@ def _reference(run: Run, generator: Generator, data: str | Dataset | None, root:
         # Rectangles are loaded at their own size: one number would cut them square.
         size = spec.height if spec.kind == "images" and spec.height == spec.width else None
         channels = spec.channels if spec.kind == "images" else None
-        reference = load_data(wanted, root=root, size=size, channels=channels)
+        with join().main_process_first():  # it may have to download
+            reference = load_data(wanted, root=root, size=size, channels=channels)
         if data is None and reference.digest != described.get("digest", reference.digest):
             raise RunError(
                 f"{run.folder} was trained on {described['name']} with digest {described['digest'][:12]}, "

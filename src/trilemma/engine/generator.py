@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trilemma.config import require
 from trilemma.data import to_uint8
+from trilemma.engine.processes import company, join, launched, together
 from trilemma.engine.run import Run
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec, Sampler, SampleResult
@@ -37,6 +38,8 @@ class Generator:
             RunError: not a run, no weights, damaged weights.
         """
         flush_denormals()
+        if launched():
+            join()  # of several processes each has a GPU of its own from here on
         opened = Run.open(run)
         method = opened.build_method()
         opened.load_weights(method)
@@ -88,6 +91,41 @@ class Generator:
             x = self.method.sample(chunk, sampler).x
             parts.append(x.float().cpu() if self.spec.kind == "points" else to_uint8(x).cpu())
             advance(len(chunk))
+        return torch.cat(parts)
+
+    @company()
+    def shared(
+        self,
+        seeds: Sequence[int],
+        sampler: Sampler | None = None,
+        *,
+        batch_size: int = 100,
+        advance: Callable[[int], object] = lambda done: None,
+    ) -> Tensor:
+        """``stored``, by all processes at hand, all of which must call it: they take turns with the batches.
+
+        The batches are those that one process would make, so the samples are the same as well. The main process gets
+        them all, the others none (0, C, H, W).
+
+        Raises:
+            RunError: another process has ended.
+        """
+        if not launched() or join().num_processes == 1:
+            return self.stored(seeds, sampler, batch_size=batch_size, advance=advance)
+        processes = join()
+        count, rank = processes.num_processes, processes.process_index
+        chunks = list(_chunks(seeds, batch_size))
+        kind = torch.float32 if self.spec.kind == "points" else torch.uint8
+        parts = [torch.zeros((0, *self.spec.shape), dtype=kind)]
+        for turn in range(0, len(chunks), count):
+            sizes = [len(chunk) for chunk in chunks[turn : turn + count]]
+            made = torch.zeros((sizes[0], *self.spec.shape), dtype=kind)  # the last batch may be smaller, or not there
+            if rank < len(sizes):
+                made[: sizes[rank]] = self.stored(chunks[turn + rank], sampler, batch_size=batch_size)
+            rows = torch.split(together(made.to(processes.device)).cpu(), sizes[0])
+            if processes.is_main_process:
+                parts += [batch[:size] for batch, size in zip(rows, sizes, strict=False)]
+            advance(sum(sizes))
         return torch.cat(parts)
 
     def trajectory(self, seeds: Sequence[int], sampler: Sampler | None = None) -> Tensor:

@@ -33,6 +33,7 @@ from trilemma.engine.checkpoint import (
 )
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.machine import differences, machine
+from trilemma.engine.processes import Gradients, together
 from trilemma.engine.run import Run
 from trilemma.engine.stop import Stop, stopped_by
 from trilemma.engine.training_flops import TrainingFlops
@@ -91,9 +92,16 @@ class Trainer:
         self.method = method.to(  # type: ignore[call-overload]
             device=self.accelerator.device, memory_format=torch.channels_last
         )
-        prepared = {name: self.accelerator.prepare(network) for name, network in method.networks().items()}
+        # Autocast only: "evaluation" leaves out the wrapper that would average gradients, which Gradients does.
+        prepared = {
+            name: self.accelerator.prepare_model(network, evaluation_mode=True)
+            for name, network in method.networks().items()
+        }
         self.optimizers = {name: self.accelerator.prepare(opt) for name, opt in method.optimizers().items()}
-        self.tools = Tools(prepared, self.optimizers, self.accelerator.backward)
+        gradients = Gradients(method.networks(), self.accelerator.backward, training.accumulate)
+        self.tools = Tools(
+            prepared, self.optimizers, gradients.backward, gradients.parts, self.accelerator.clip_grad_norm_, together
+        )
         averaged = nn.ModuleDict({name: method.networks()[name] for name in method.averaged})
         self.average = AveragedModel(averaged, multi_avg_fn=self._average_weights)
         self.generator = Generator(self._averaged_method())
@@ -149,7 +157,9 @@ class Trainer:
             self._finish()
         elif self.progress.step > self._saved_step:
             self.save()
-        self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()  # before another process looks for what the main one writes
+        for tracker in self.accelerator.trackers:
+            tracker.finish()  # not end_training: the processes stay connected, for what comes after
         if signal := signal or self.stop.signal:
             steps = f"{self.progress.step:,} step{'' if self.progress.step == 1 else 's'}"
             words = f"{self.run.folder}: stopped after {steps}, all saved: go on with the same command and --resume"

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from accelerate.tracking import get_available_trackers  # type: ignore[import-untyped]
 from accelerate.utils import LoggerType  # type: ignore[import-untyped]
 
+from trilemma.engine.processes import join
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, nearest
 
@@ -21,6 +22,7 @@ def make_accelerator(run: Run, precision: str, tracker: str | None) -> Accelerat
     Raises:
         ConfigError: a precision that this device lacks, an unknown tracker or one that is not installed.
     """
+    join()
     if tracker is not None:
         known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
         if tracker not in known:

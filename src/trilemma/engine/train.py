@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 
-from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain
+from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain, require
 from trilemma.data import Dataset, data_place, load_data, usual_size
 from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
 from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
 from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer
 from trilemma.engine.machine import make_accelerator
+from trilemma.engine.processes import check_shares, company, join, restarted, told
 from trilemma.engine.run import Run
 from trilemma.engine.stop import asked_to_stop
 from trilemma.errors import ConfigError, RunError
@@ -26,6 +26,7 @@ from trilemma.measure.modes import mode_scores
 from trilemma.measure.speed import hardware, versions
 from trilemma.measure.watch import Watch
 from trilemma.methods import method_class
+from trilemma.methods.base import Method
 
 _SHAPING = ("batch_size", "ema_decay", "ema_share", "precision")  # training settings that decide the weights
 
@@ -86,12 +87,13 @@ def make_plan(  # noqa: PLR0913
     budget = Budget(minutes=minutes, images=images, flops=flops)
     if isinstance(data, str):
         path = data_path(data)
-        data = load_data(
-            data,
-            root=data_root,
-            size=usual_size(data, loaded.data.size) if size is None else size,
-            channels=loaded.data.channels,
-        )
+        with company(), join().main_process_first():  # it may have to download
+            data = load_data(
+                data,
+                root=data_root,
+                size=usual_size(data, loaded.data.size) if size is None else size,
+                channels=loaded.data.channels,
+            )
     return Plan(method, name, options, training, budget, data, path, seed)
 
 
@@ -100,6 +102,7 @@ def data_path(data: str) -> str | None:
     return data_place(data)
 
 
+@company()
 def train(
     plan: Plan,
     out: Path,
@@ -108,22 +111,26 @@ def train(
     tracker: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Run:
-    """Train into the folder ``out``. SIGTERM and Ctrl-C let it save its state first.
+    """Train into the folder ``out``, together with the other processes that call this.
+
+    SIGTERM and Ctrl-C let it save its state first. Processes that torchrun started again go on from the last
+    checkpoint, as with ``resume``.
 
     Raises:
-        RunError: the folder holds a run already and ``resume`` is False, or belongs to other settings.
+        RunError: the folder holds a run already and ``resume`` is False, or belongs to other settings; or another
+            process has ended.
+        ConfigError: a batch that cannot be shared or taken in parts.
         NonFiniteError: training diverged.
         Interrupted, Terminated: one of the two signals came.
     """
     flush_denormals()
     run = Run(out)
-    torch.manual_seed(plan.seed)
-    method = method_class(plan.method)(plan.options, plan.data.spec)
-    probe = _probe(plan) if plan.training.probe_samples else None
+    method = build_method(plan)
+    probe = _probe(plan) if plan.training.probe_samples and join().is_main_process else None
     accelerator = make_accelerator(run, plan.training.precision, tracker)
-    found = [_prepare_folder(run, plan, method.title(), resume)] if accelerator.is_main_process else [False]
-    [resuming] = broadcast_object_list(found)
-    if resuming and run.model_path.is_file() and _spent(run, plan.budget):
+    again = restarted() or resume
+    resuming, done = told(_found(run, plan, method.title(), again) if accelerator.is_main_process else None)
+    if done:
         return run
     with asked_to_stop() as stop:
         trainer = Trainer(
@@ -143,6 +150,29 @@ def train(
             trainer.resume()
         trainer.train()
     return run
+
+
+def build_method(plan: Plan) -> Method:
+    """The plan's method with fresh weights, the same in every process.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share, or that the method cannot take in parts.
+    """
+    kind, training = method_class(plan.method), plan.training
+    check_shares(training.batch_size, training.accumulate, join().num_processes)
+    require(
+        training.accumulate == 1 or kind.accumulates,
+        f"training.accumulate {training.accumulate}: {plan.method} takes its whole batch at once, as what its images "
+        "learn from is computed over all of them: leave it at 1 and lower training.batch_size or use more processes",
+    )
+    torch.manual_seed(plan.seed)
+    return kind(plan.options, plan.data.spec)
+
+
+def _found(run: Run, plan: Plan, title: str, resume: bool) -> tuple[bool, bool]:
+    """Whether there is a training to go on with, and whether it is at its end already."""
+    resuming = _prepare_folder(run, plan, title, resume)
+    return resuming, resuming and run.model_path.is_file() and _spent(run, plan.budget)
 
 
 def _spent(run: Run, budget: Budget) -> bool:

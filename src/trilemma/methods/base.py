@@ -7,7 +7,7 @@ count of network calls. The engine lends a step its ``Tools``; sampling needs no
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -19,18 +19,32 @@ from trilemma.errors import ConfigError
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
 
 
+def _whole(n: int) -> Iterable[slice]:
+    return (slice(0, n),)
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Tools:
     """What the engine lends a method for one step.
 
     ``networks`` are the method's own, as prepared for the device and the processes at hand: call these for every pass
     whose parameters receive gradients, and the method's own attributes for all other passes. ``backward`` replaces
-    ``loss.backward()`` (it scales the loss where precision demands it).
+    ``loss.backward()`` (it scales the loss where precision demands it, and averages the gradients over the processes).
+    ``parts`` cuts a batch of n images into slices; a method with ``accumulates`` learns from one by one, with a
+    ``backward`` for its share of the loss. ``clip`` limits the norm of gradients. ``together`` gives the rows of all
+    processes, from which what they must agree on is computed.
     """
 
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
     backward: Callable[[Tensor], None]
+    parts: Callable[[int], Iterable[slice]] = _whole
+    clip: Callable[[Iterable[nn.Parameter], float], object] = torch.nn.utils.clip_grad_norm_
+    together: Callable[[Tensor], Tensor] = _alone
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]  # authors and year
     Options: ClassVar[type[Any]]  # frozen dataclass: the recipe's schema
     averaged: ClassVar[tuple[str, ...]]  # the networks that sample, whose weights the engine averages
+    accumulates: ClassVar[bool] = False  # whether ``step`` learns from a batch in the parts that ``Tools.parts`` names
     entrants: ClassVar[tuple[Entrant, ...]] = (Entrant(),)  # its rows in a race
 
     def __init__(self, options: Any, spec: DataSpec) -> None:

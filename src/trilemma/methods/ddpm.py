@@ -62,6 +62,7 @@ class DDPM(Method):
     paper = "Ho et al. 2020"
     Options = DDPMOptions
     averaged = ("denoiser",)
+    accumulates = True  # the loss is a mean over images, none of which sees another
     entrants = (Entrant(samplers=(Sampler(), Sampler(steps=50))),)
     options: DDPMOptions
 
@@ -96,18 +97,24 @@ class DDPM(Method):
         set_learning_rate(optimizer, warm * cosine_decay(options.learning_rate, options.final_learning_rate, progress))
 
         x_0 = batch.x
-        t = torch.randint(0, options.timesteps, (len(x_0),), device=x_0.device)
-        eps = torch.randn_like(x_0)
+        t, eps = self._draw(x_0)
         x_t = add_noise(self.schedule.to(x_0.device), x_0, t, eps)
-        loss = F.mse_loss(tools.networks["denoiser"](x_t, t), eps)
-
         optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
+        total = x_0.new_zeros(())
+        for part in tools.parts(len(x_0)):
+            loss = F.mse_loss(tools.networks["denoiser"](x_t[part], t[part]), eps[part])
+            loss = loss * (len(eps[part]) / len(eps))
+            tools.backward(loss)
+            total += loss.detach()
         if options.clip_gradient > 0:
-            torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), options.clip_gradient)
+            tools.clip(self.denoiser.parameters(), options.clip_gradient)
         optimizer.step()
         self.steps_done += 1
-        return {"loss": loss.detach()}
+        return {"loss": total}
+
+    def _draw(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """A time t (N,) and noise like x_0 for each image."""
+        return torch.randint(0, self.options.timesteps, (len(x_0),), device=x_0.device), torch.randn_like(x_0)
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done}

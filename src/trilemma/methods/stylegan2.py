@@ -222,7 +222,9 @@ class StyleGAN2(Method):
             self._update("discriminator", options.lazy_reg * penalty, tools)
             losses["r1"] = penalty.detach()
 
-        losses |= self.adapt(real_logits.detach())
+        losses |= self.adapt(tools.together(real_logits.detach()))
+        if (average := self.generator.mapping.w_avg) is not None:  # of the latents of all processes
+            average.copy_(tools.together(average[None]).mean(dim=0))
         self.steps_done += 1
         return losses
 
@@ -243,11 +245,14 @@ class StyleGAN2(Method):
         return {"p": real_logits.new_tensor(self.controller.p)}
 
     def path_penalty(self, draw: Draw, y: Tensor, tools: Tools) -> Tensor:
-        """R_path of the paper's equation 4; the running mean counts this batch already, and gradients pass through."""
+        """R_path of the paper's equation 4; the running mean counts this batch already, and gradients pass through.
+
+        Each process is held to its own, and goes on from the mean of all.
+        """
         images, ws = self._generate(draw, tools.networks["generator"], with_ws=True)
         lengths = adversarial.path_lengths(images, ws, y)
         mean = self.path_mean.to(lengths).lerp(lengths.mean(), self.options.path_decay)
-        self.path_mean = mean.detach()
+        self.path_mean = tools.together(mean.detach()[None]).mean()
         return (lengths - mean).square().mean()
 
     def _generate(self, draw: Draw, generator: nn.Module, *, with_ws: bool = False) -> Any:

@@ -129,7 +129,7 @@ class VAE(Method):
         optimizer.zero_grad(set_to_none=True)
         tools.backward(loss)
         if options.clip_gradient > 0:
-            torch.nn.utils.clip_grad_norm_(self._weights(), options.clip_gradient)
+            tools.clip(self._weights(), options.clip_gradient)
         optimizer.step()
         self.steps_done += 1
         parts = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "sigma": variance.sqrt()}
