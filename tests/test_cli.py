@@ -128,6 +128,13 @@ def bad(capsys: Capture, *arguments: str) -> str:
             "invalid choice 'hinge' for argument '--options.loss'. Expected one of 'nonsaturating', 'relativistic'",
         ),
         ("train ddgan --data digits --tracker tensorbord", "unknown tracker 'tensorbord': did you mean 'tensorboard'?"),
+        ("train ddgan --data digits --training.accumulate 2", "ddgan takes its whole batch at once"),
+        ("train ddpm --data digits --training.accumulate 0", "accumulate must be at least 1, not 0"),
+        (
+            "train ddpm --data digits --training.batch-size 4 --training.accumulate 5",
+            "training.accumulate 5 is more than the 4 images of a batch",
+        ),
+        ("train --forecast ddpm --data digits --resume", "--forecast is for a training from its start"),
         ("sample", "sample: missing PATH a run's folder"),
         ("sample nothing", "no run nothing: give the folder of a trained run"),
         ("sample . --n 0", "--n must be at least 1, not 0"),
@@ -419,6 +426,12 @@ def test_an_interrupted_training_goes_on(here: Path, capsys: Capture, monkeypatc
     assert "interrupted; go on with --resume" in capsys.readouterr().err
     assert good(capsys, *line, "--resume") == "a\n"
     assert (here / "a" / "model.safetensors").is_file()
+
+
+def test_a_forecast_says_what_a_training_would_take_and_makes_none(here: Path, capsys: Capture) -> None:
+    said = good(capsys, *words("train ddpm --data gaussians --images 800 --training.batch-size 8 --forecast"))
+    assert "of training for 100 steps, 800 images" in said.splitlines()[0]
+    assert "\ndisk: " in said and list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

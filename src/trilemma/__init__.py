@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trilemma.api import bench, compare, convert, evaluate, export, load, race, train, verify_resume
+    from trilemma.api import bench, compare, convert, evaluate, export, forecast, load, race, train, verify_resume
 
 __version__ = "0.1.0"
-__all__ = ["bench", "compare", "convert", "evaluate", "export", "load", "race", "train", "verify_resume"]
+__all__ = ["bench", "compare", "convert", "evaluate", "export", "forecast", "load", "race", "train", "verify_resume"]
 
 
 def __getattr__(name: str) -> Any:

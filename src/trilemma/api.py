@@ -21,6 +21,8 @@ from trilemma.engine.convert import convert
 from trilemma.engine.export import export
 from trilemma.engine.extractor import check_extractor_out, make_extractor_plan
 from trilemma.engine.extractor import train_extractor as fit_extractor
+from trilemma.engine.forecast import Forecast
+from trilemma.engine.forecast import forecast as foretell
 from trilemma.engine.generator import Generator
 from trilemma.engine.loop import Progress
 from trilemma.engine.processes import company, join, restarted, told
@@ -33,7 +35,7 @@ from trilemma.methods.base import Entrant
 from trilemma.report import write_figures, write_report
 from trilemma.types import Sampler
 
-__all__ = ["bench", "compare", "convert", "evaluate", "export", "load", "race", "train", "verify_resume"]
+__all__ = ["bench", "compare", "convert", "evaluate", "export", "forecast", "load", "race", "train", "verify_resume"]
 
 load = Generator.load
 
@@ -97,6 +99,46 @@ def train(  # noqa: PLR0913
     on_data(plan.data)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{plan.data.name}"
     return training.train(plan, folder, resume=resume, tracker=tracker, report=report).folder
+
+
+def forecast(  # noqa: PLR0913
+    method: str,
+    data: str | Dataset,
+    *,
+    out: Path | str | None = None,
+    recipe: str | None = None,
+    minutes: float | None = None,
+    images: int | None = None,
+    flops: float | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    data_root: Path | str | None = None,
+    options: Any = None,
+    training_options: Any = None,
+    on_data: Callable[[Dataset], None] = quiet,
+) -> Forecast:
+    """What ``train`` with these settings will take: a few steps are made, and nothing is left of them.
+
+    Raises:
+        TrilemmaError: anything a user can mend, in one line.
+    """
+    if seed < 0 or seed >= 2**31:
+        raise ConfigError(f"seed must be from 0 to 2147483647, not {seed}")
+    plan = training.make_plan(
+        method,
+        data,
+        recipe=recipe,
+        minutes=minutes,
+        images=images,
+        flops=flops,
+        seed=seed,
+        data_root=None if data_root is None else Path(data_root),
+        size=size,
+        options=options,
+        training=training_options,
+    )
+    on_data(plan.data)
+    return foretell(plan, Path("runs") if out is None else Path(out))
 
 
 def evaluate(  # noqa: PLR0913

@@ -83,6 +83,7 @@ class Train:
     size: int | None = None  # resize and centre-crop the images to this many pixels a side
     tracker: str | None = None  # an accelerate tracker: tensorboard, wandb, mlflow, ...
     data_root: Path | None = None  # where torchvision's data sets are or go
+    forecast: bool = False  # half a minute: say what time, memory and disk the training would take, and train nothing
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,7 @@ def _free(arguments: Sequence[str], index: int) -> bool:
     if index == 0:
         return True
     before = arguments[index - 1]
-    return not before.startswith("--") or "=" in before or before == "--resume"
+    return not before.startswith("--") or "=" in before or before in ("--resume", "--forecast")
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:

@@ -142,6 +142,9 @@ def _row_title(folder: Path, sampler: Sampler) -> str:
 
 def run_train(command: Any) -> None:
     """``trilemma train``."""
+    if command.forecast:
+        _print_forecast(command)
+        return
     from trilemma import api
 
     with progress_bar() as bar:
@@ -163,7 +166,30 @@ def run_train(command: Any) -> None:
             report=training_report(bar, command.method),
             on_data=name_skipped,
         )
-    print(folder)
+    if is_main():
+        print(folder)
+
+
+def _print_forecast(command: Any) -> None:
+    from trilemma import api
+
+    require(not command.resume, "--forecast is for a training from its start: leave out --resume")
+    found = api.forecast(
+        command.method,
+        command.data,
+        out=command.out,
+        recipe=command.recipe,
+        minutes=command.minutes,
+        images=command.images,
+        flops=command.flops,
+        seed=command.seed,
+        size=command.size,
+        data_root=command.data_root,
+        options=command.options,
+        training_options=command.training,
+        on_data=name_skipped,
+    )
+    print("\n".join(found.lines()))
 
 
 def run_sample(command: Any) -> None:
