@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -174,3 +175,23 @@ def test_the_judges_accuracies_are_its_own() -> None:
 def test_every_recipe_is_listed() -> None:
     listed = [row[0].strip("`") for row in rows("recipes.md", "What comes with the package")[2:]]
     assert listed == recipe_names()
+
+
+def test_the_estimate_of_large_runs_is_what_was_counted() -> None:
+    found = json.loads((DOCS / "results" / "cluster.json").read_text(encoding="utf-8"))
+    table = [
+        [
+            f"`{name}`",
+            f"{made['counted']['parameters']:,}",
+            f"{made['counted']['flops'] / 1e12:.3f}",
+            f"{made['estimated']['memory_gib']:.1f}",
+            f"{made['estimated']['traffic_mb_a_step']:.0f}",
+            f"{made['estimated']['images_per_second']:.0f}",
+            f"{made['estimated']['hours']:.0f}",
+        ]
+        for name, made in found["recipes"].items()
+    ]
+    assert rows("cluster.md", "What large runs would take")[2:] == table
+    for name, made in found["recipes"].items():
+        training = load_recipe(name).training
+        assert (training.batch_size, training.images) == (made["estimated"]["batch_size"], made["estimated"]["images"])

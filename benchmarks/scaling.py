@@ -1,0 +1,60 @@
+"""Weak scaling: images a second of 1 process against 2, each with one thread and the same share of the batch.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py ddpm --data mnist --batch-size 32 --seconds 60 --processes 1 2 4
+
+Each run is started by torchrun and timed by its own log, from the first record after ``--warm-up`` seconds to the last.
+With as many free cores (or GPUs) as processes, 2 processes at 1.0 efficiency make twice the images of 1. It
+uses whatever the machine has: run it on an idle one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def images_per_second(command: argparse.Namespace, processes: int) -> float:
+    """Train for ``--seconds`` and read the log."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        arguments += ["-m", "trilemma", "train", command.method, "--data", command.data, "--out", str(out)]
+        arguments += ["--minutes", str(command.seconds / 60), "--training.snapshots", "0"]
+        arguments += ["--training.batch-size", str(processes * command.batch_size)]
+        arguments += ["--training.checkpoint-minutes", str(command.seconds)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(arguments, env=environment, check=True, stdout=subprocess.DEVNULL)
+        records = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = [record for record in records if record["seconds"] >= command.warm_up]
+    if len(timed) < 2:
+        raise SystemExit("too few log records after the warm-up: raise --seconds")
+    first, last = timed[0], timed[-1]
+    return float((last["images"] - first["images"]) / (last["seconds"] - first["seconds"]))
+
+
+def main() -> None:
+    """Print a line for each number of processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", nargs="?", default="ddpm")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--batch-size", type=int, default=32, help="images of one process in a step")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of training, for each number of processes")
+    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds at the start that are not timed")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    command = parser.parse_args()
+    alone = 0.0
+    print("processes  images/s  efficiency")
+    for processes in command.processes:
+        speed = images_per_second(command, processes)
+        alone = alone or speed / processes
+        print(f"{processes:9d}  {speed:8.1f}  {speed / (processes * alone):10.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
