@@ -162,11 +162,17 @@ class Gradients:
         present = [gradient for gradient in gradients if gradient is not None]
         if not present:
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in present])
+        flat = torch.cat([_in_order_of_memory(gradient) for gradient in present])
         torch.distributed.all_reduce(flat)
         flat /= self._processes
-        for gradient, mean in zip(present, torch.split(flat, [gradient.numel() for gradient in present]), strict=True):
-            gradient.copy_(mean.view(gradient.shape))
+        means = torch.split(flat, [gradient.numel() for gradient in present])
+        torch._foreach_copy_([_in_order_of_memory(gradient) for gradient in present], list(means))
+
+
+def _in_order_of_memory(gradient: Tensor) -> Tensor:
+    """All numbers of a gradient in one dimension, not copied: gradients lie as their parameters do, without gaps."""
+    in_order = gradient.is_contiguous(memory_format=torch.channels_last) if gradient.dim() == 4 else False
+    return (gradient.permute(0, 2, 3, 1) if in_order else gradient).view(-1)
 
 
 def _touch(touched: set[int], index: int, _: Tensor) -> None:
