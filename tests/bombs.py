@@ -58,7 +58,7 @@ def peak_mib() -> float:
 
 
 def main(folder: Path) -> None:
-    for name in ("data-good.png.folder", "run-good"):  # imports, thread pools and caches are made here
+    for name in ("data-good.png.folder", "run-good", "compare-good"):  # imports, thread pools and caches are made here
         OPEN[name.split("-")[0]](folder / name)
     limit = int((data_mib() + MARGIN_MIB) * 2**20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

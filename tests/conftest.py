@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,9 @@ settings.load_profile("trilemma")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
 # Layers initialised near zero make denormal gradients, with which a CPU computes some thirty times slower.
 torch.set_flush_denormal(True)
+# A shell lets its background jobs ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,7 @@ def others(folder: Path) -> None:
     weights = hostile.safetensors({"decoder.first.weight": shape})
     sparse(run_folder(folder / "run-long-weights") / "model.safetensors", len(weights) + 2**31, weights)
     sparse(run_folder(folder / "run-long-config") / "config.json", 2**31, b"{")
-    for name, size in (("eval.json", 2**31), ("log.jsonl", 2**31), ("config.json", 2**31), ("nothing", 0)):
+    for name, size in (("eval.json", 2**31), ("log.jsonl", 2**31), ("config.json", 2**31), ("nothing", 0), ("good", 0)):
         scored(folder, name, size)
     pictures_of = folder / "compare-nothing" / "eval" / "default"
     pictures_of.mkdir(parents=True)
@@ -155,7 +155,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[st
 
 def test_each_is_refused_or_does_no_harm(told: dict[str, dict[str, Any]]) -> None:
     assert len(told) > 40
-    harmless = {"data-good.png.folder", "run-good", "compare-nothing"}
+    harmless = {"data-good.png.folder", "run-good", "compare-good", "compare-nothing"}
     for name, line in told.items():
         assert line["outcome"] == ("opened" if name in harmless else "refused"), line
         assert "\n" not in line.get("words", "")
