@@ -132,6 +132,21 @@ def test_other_settings_do_not_resume(tmp_path: Path, change: Callable[[Plan], P
         train(change(plan), tmp_path / "run", resume=True)
 
 
+def test_a_run_of_a_version_with_fewer_options_resumes(tmp_path: Path) -> None:
+    """An option that came later has its default there, and no other value fits the run."""
+    folder = tmp_path / "run"
+    plan = quick_plan(images=8)
+    train(plan, folder)
+    config = Run(folder).config()
+    assert config["options"].pop("lazy_reg") == plan.options.lazy_reg
+    assert plan.options.lazy_reg != type(plan.options)().lazy_reg
+    Run(folder).write_config(config)
+    with pytest.raises(RunError, match="another options"):
+        train(plan, folder, resume=True)
+    usual = replace(plan, options=replace(plan.options, lazy_reg=type(plan.options)().lazy_reg))
+    assert train(usual, folder, resume=True).folder == folder
+
+
 # Damage
 
 

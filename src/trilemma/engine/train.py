@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,8 @@ def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
     if not resume:
         raise RunError(f"{run.folder} holds a run already: go on with --resume or choose another folder with --out")
     before = run.config()
-    changed = [key for key in ("method", "options", "seed") if _normal(before.get(key)) != _normal(config[key])]
+    known = before | {"options": _options(before, str(run.config_path))}
+    changed = [key for key in ("method", "options", "seed") if _normal(known.get(key)) != _normal(config[key])]
     changed += ["data"] if before["data"].get("digest") != config["data"]["digest"] else []
     settings = before.get("training", {})
     changed += [f"training.{key}" for key in _SHAPING if settings.get(key) != config["training"][key]]
@@ -210,6 +211,14 @@ def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
         run.write_config(before | {"training": config["training"]})
     run.clear_temporaries()
     return True
+
+
+def _options(config: Mapping[str, Any], where: str) -> Any:
+    """A run's options in full: one that an earlier version did not have takes its default, which changes nothing."""
+    try:
+        return plain(build(method_class(config["method"]).Options, config["options"], where))
+    except ConfigError:  # options of this version do not hold: another run
+        return config["options"]
 
 
 def _normal(value: Any) -> Any:
