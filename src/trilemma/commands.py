@@ -149,46 +149,27 @@ def run_train(command: Any) -> None:
 
     with progress_bar() as bar:
         folder = api.train(
-            command.method,
-            command.data,
-            out=command.out,
-            recipe=command.recipe,
-            minutes=command.minutes,
-            images=command.images,
-            flops=command.flops,
-            seed=command.seed,
+            **_training(command),
             resume=command.resume,
-            size=command.size,
-            data_root=command.data_root,
             tracker=command.tracker,
-            options=command.options,
-            training_options=command.training,
             report=training_report(bar, command.method),
-            on_data=name_skipped,
         )
     if is_main():
         print(folder)
+
+
+def _training(command: Any) -> dict[str, Any]:
+    """What ``train`` and its forecast are told alike."""
+    flags = "method data out recipe minutes images flops seed size data_root options"
+    told = {flag: getattr(command, flag) for flag in flags.split()}
+    return told | {"training_options": command.training, "on_data": name_skipped}
 
 
 def _print_forecast(command: Any) -> None:
     from trilemma import api
 
     require(not command.resume, "--forecast is for a training from its start: leave out --resume")
-    found = api.forecast(
-        command.method,
-        command.data,
-        out=command.out,
-        recipe=command.recipe,
-        minutes=command.minutes,
-        images=command.images,
-        flops=command.flops,
-        seed=command.seed,
-        size=command.size,
-        data_root=command.data_root,
-        options=command.options,
-        training_options=command.training,
-        on_data=name_skipped,
-    )
+    found = api.forecast(**_training(command))
     print("\n".join(found.lines()))
 
 

@@ -95,25 +95,39 @@ def list_folder(folder: Path) -> Listing:
     return _sorted(entries, skipped, notes)
 
 
+@dataclass
+class _Pack:
+    """What a zip or tar holds, while it is listed: the same rules for the entries of both."""
+
+    entries: list[Entry] = field(default_factory=list)
+    notes: list[Entry] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+    def add(self, entry: Entry, refuse: Callable[[str, Container[str]], str]) -> None:
+        """Take a picture or file of labels; name what is refused for its name, or by ``refuse(path, seen)``."""
+        path = entry.path
+        wanted = _is_picture(path) or _is_note(path)
+        reason = _refusal(path) or (refuse(path, self.seen) if wanted else "")
+        self.seen.add(path)
+        if reason:
+            self.skipped.append(f"{shown(path)}: {reason}")
+        elif wanted:
+            (self.notes if _is_note(path) else self.entries).append(entry)
+
+    def listing(self) -> Listing:
+        return _sorted(self.entries, self.skipped, self.notes)
+
+
 def list_zip(archive: zipfile.ZipFile) -> Listing:
     """All pictures in an open zip. Entries that point outside, encrypted ones and packs within are named, not read."""
-    entries: list[Entry] = []
-    skipped: list[str] = []
-    notes: list[Entry] = []
-    seen: set[str] = set()
+    pack = _Pack()
     for info in archive.infolist():
         path = info.filename.replace("\\", "/")  # some Windows programs write the wrong slash
-        if not path or path.endswith("/"):  # not is_dir, which fails for an entry without a name
-            continue
-        wanted = _is_picture(path) or _is_note(path)
-        reason = _refusal(path) or (_refuse_entry(info, path, seen) if wanted else "")
-        seen.add(path)
-        if reason:
-            skipped.append(f"{shown(path)}: {reason}")
-        elif wanted:
-            stamp = f"{info.CRC:08x}-{info.file_size}"
-            (notes if _is_note(path) else entries).append(Entry(path, partial(_unpack, archive, info), stamp))
-    return _sorted(entries, skipped, notes)
+        if path and not path.endswith("/"):  # not is_dir, which fails for an entry without a name
+            entry = Entry(path, partial(_unpack, archive, info), f"{info.CRC:08x}-{info.file_size}")
+            pack.add(entry, partial(_refuse_entry, info))
+    return pack.listing()
 
 
 def _open(file: Path) -> BinaryIO:
@@ -210,11 +224,8 @@ def list_tars(tars: Sequence[Path]) -> Listing:
     Raises:
         DataError: a file that is no plain tar.
     """
-    entries: list[Entry] = []
-    skipped: list[str] = []
-    notes: list[Entry] = []
+    pack = _Pack()
     classes: dict[str, str] = {}
-    seen: set[str] = set()
     for tar in tars:
         try:
             with tarfile.open(tar, "r:") as archive:
@@ -226,19 +237,12 @@ def list_tars(tars: Sequence[Path]) -> Listing:
                         content = _cut(tar, member.offset_data, member.size).read()
                         classes[path.removesuffix(_CLASS)] = content.decode("utf-8", "replace").strip()
                         continue
-                    wanted = _is_picture(path) or _is_note(path)
-                    reason = _refusal(path) or (_refuse_member(member, path, seen) if wanted else "")
-                    seen.add(path)
-                    if reason:
-                        skipped.append(f"{shown(path)}: {reason}")
-                    elif wanted:
-                        opener = partial(_cut, tar, member.offset_data, member.size)
-                        stamp = f"{member.size}-{member.mtime}"
-                        (notes if _is_note(path) else entries).append(Entry(path, opener, stamp))
+                    opener = partial(_cut, tar, member.offset_data, member.size)
+                    pack.add(Entry(path, opener, f"{member.size}-{member.mtime}"), partial(_refuse_member, member))
         except (OSError, tarfile.TarError, ValueError, EOFError) as error:
             raise DataError(f"{tar} can't be read as a tar ({error}); unpack one that is compressed") from None
-    found = _sorted(entries, skipped, notes)
-    own = {entry.path: classes[key] for entry in entries if (key := entry.path.rsplit(".", 1)[0]) in classes}
+    found = pack.listing()
+    own = {entry.path: classes[key] for entry in pack.entries if (key := entry.path.rsplit(".", 1)[0]) in classes}
     return replace(found, classes=own)
 
 
