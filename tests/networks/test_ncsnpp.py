@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.errors import ConfigError
@@ -244,20 +244,29 @@ def test_layers_start_as_published() -> None:
     assert float(mapping.layers[0].weight.var()) == pytest.approx(1 / 200, rel=0.05)
 
 
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("shape", [(2, 6, 3, 2), (2, 6, 1, 1), (1, 9, 2, 2)])
-def test_group_norm_is_torchs_to_the_second_derivative(shape: tuple[int, ...], channels_last: bool) -> None:
+def test_group_norm_is_torchs_to_the_second_derivative(
+    shape: tuple[int, ...], channels_last: bool, shifted: bool, silu: bool
+) -> None:
     x = torch.randn(shape, dtype=torch.float64) + 0.5
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    gamma, beta = torch.randn(2, *shape[:2], dtype=torch.float64)
-    for v in (x, gamma, beta):
+    gamma, beta, shift = torch.randn(3, *shape[:2], dtype=torch.float64)
+    inputs = (x, gamma, beta, shift)[: 4 if shifted else 3]
+    for v in inputs:
         v.requires_grad_()
-    y = group_norm(x, gamma, beta, 3)
-    expected = F.group_norm(x, 3, eps=1e-6) * gamma[:, :, None, None] + beta[:, :, None, None]
-    assert torch.allclose(y, expected)
-    assert torch.autograd.gradcheck(lambda *v: group_norm(*v, 3), (x, gamma, beta))
-    assert torch.autograd.gradgradcheck(lambda *v: group_norm(*v, 3), (x, gamma, beta))
+
+    def norm(x: Tensor, gamma: Tensor, beta: Tensor, shift: Tensor | None = None) -> Tensor:
+        return group_norm(x, gamma, beta, 3, shift=shift, silu=silu)
+
+    h = x + shift[:, :, None, None] if shifted else x
+    expected = F.group_norm(h, 3, eps=1e-6) * gamma[:, :, None, None] + beta[:, :, None, None]
+    assert torch.allclose(norm(*inputs), F.silu(expected) if silu else expected)
+    assert torch.autograd.gradcheck(norm, inputs)
+    assert torch.autograd.gradgradcheck(norm, inputs)
 
 
 def test_group_norm_of_constants_and_far_off_means_stays_finite() -> None:

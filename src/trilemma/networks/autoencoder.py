@@ -131,7 +131,7 @@ class Encoder(nn.Module):
             raise ConfigError(f"encoder was built for images {self.shape}, but got {tuple(x.shape[1:])}")
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
         h = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
-        h = F.silu(self.norm(_through(self.layers, self.conv_in(h)))).permute(0, 2, 3, 1).flatten(1)
+        h = self.norm(_through(self.layers, self.conv_in(h)), silu=True).permute(0, 2, 3, 1).flatten(1)
         return self.mean(h), self.log_var(h)
 
 

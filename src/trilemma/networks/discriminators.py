@@ -77,6 +77,8 @@ def minibatch_std(x: Tensor, most: int = _STD_GROUP) -> Tensor:
     var = sum(others, first) / group
     std = (var + _STD_EPS).sqrt().mean(dim=(1, 2, 3), keepdim=True)
     extra = std.repeat(group, 1, 1, 1).expand(-1, -1, x.shape[2], x.shape[3])
+    if x.is_contiguous(memory_format=torch.channels_last):  # else the result would not be
+        extra = extra.contiguous(memory_format=torch.channels_last)
     return torch.cat((x, extra), dim=1)
 
 
@@ -104,9 +106,11 @@ class DownBlock(nn.Module):
         if self.down:
             shrink = fir_downsample if self.fir else naive_downsample
             h, x = shrink(h), shrink(x)
-        h = self.conv2(h)
-        h += self.skip(x)
-        return h.mul_(math.sqrt(0.5))
+        # The weights are divided by sqrt(2), not the image, which is larger.
+        scale, bias = math.sqrt(0.5), self.conv2.bias
+        h = F.conv2d(h, scale * self.conv2.weight, None if bias is None else scale * bias, padding=1)
+        h += F.conv2d(x, scale * self.skip.weight)
+        return h
 
 
 class TimeDiscriminator(nn.Module):
