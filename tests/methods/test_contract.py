@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Adam, AdamW
 
 from tiny import POINTS, SPEC, tiny_method, tools
 from trilemma.config import build, load_recipe
@@ -13,6 +15,7 @@ from trilemma.errors import ConfigError
 from trilemma.maths.scoring import energy_distance
 from trilemma.measure.speed import nfe
 from trilemma.methods import method_class, method_names, method_summaries
+from trilemma.methods.base import adam
 from trilemma.types import Batch, DataSpec, Sampler
 
 METHODS = method_names()
@@ -36,6 +39,24 @@ def test_a_step_returns_finite_scalars_and_samples_have_the_shape_of_the_data(na
     assert result.x.shape == (3, *spec.shape)
     assert torch.isfinite(result.x).all()
     assert result.trajectory is None
+
+
+@pytest.mark.parametrize(("kind", "decay"), [(Adam, 0.0), (AdamW, 0.1)])
+def test_adam_is_torchs(kind: type[Adam], decay: float) -> None:
+    """In one kernel, to a few roundings."""
+    torch.manual_seed(0)
+    start = torch.randn(50)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    made = adam([ours], 0.1, [0.5, 0.9], weight_decay=decay)
+    others = kind([theirs], lr=0.1, betas=(0.5, 0.9), weight_decay=decay, foreach=False, fused=False)
+    assert type(made) is kind and made.defaults["fused"]
+    for _ in range(3):
+        for weight, optimizer in ((ours, made), (theirs, others)):
+            optimizer.zero_grad()
+            weight.pow(4).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert (ours - start).abs().min() > 0
 
 
 @pytest.mark.parametrize("name", METHODS)

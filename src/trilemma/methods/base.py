@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from trilemma.errors import ConfigError
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
@@ -179,6 +179,28 @@ class Method(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the sampling networks are."""
         return next(self.networks()[self.averaged[0]].parameters()).device
+
+
+def adam(
+    weights: Iterable[nn.Parameter], lr: float, betas: Sequence[float], *, eps: float = 1e-8, weight_decay: float = 0.0
+) -> Optimizer:
+    """Adam, or AdamW where weights decay, as one kernel for all weights."""
+    weights = list(weights)
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    moments = cast(tuple[float, float], tuple(betas))
+    made: Optimizer = Adam(weights, lr=lr, betas=moments, eps=eps, fused=fused)
+    if weight_decay > 0:
+        made = AdamW(weights, lr=lr, betas=moments, eps=eps, weight_decay=weight_decay, fused=fused)
+    made.register_load_state_dict_post_hook(_lay_as_weights)
+    return made
+
+
+def _lay_as_weights(optimizer: Optimizer) -> None:
+    """The kernel walks through a weight and its moments in the order of memory; files know one order alone."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from trilemma.config import require
 from trilemma.maths import adversarial
@@ -45,7 +45,7 @@ from trilemma.maths.gaussian import q_sample_pair, sample_posterior
 from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import cosine_decay, denoising_schedule
 from trilemma.maths.scoring import energy_score
-from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
 from trilemma.networks.discriminators import std_group
 from trilemma.networks.options import (
     DiscriminatorOptions,
@@ -149,10 +149,10 @@ class DDGAN(Method):
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        betas = cast(tuple[float, float], self.options.adam_betas)
+        options = self.options
         return {
-            "generator": Adam(self.generator.parameters(), lr=self.options.lr_g, betas=betas),
-            "discriminator": Adam(self.discriminator.parameters(), lr=self.options.lr_d, betas=betas),
+            "generator": adam(self.generator.parameters(), options.lr_g, options.adam_betas),
+            "discriminator": adam(self.discriminator.parameters(), options.lr_d, options.adam_betas),
         }
 
     def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:

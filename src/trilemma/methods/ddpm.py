@@ -18,14 +18,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from trilemma.config import require
 from trilemma.errors import ConfigError
 from trilemma.maths.gaussian import add_noise, ddim_step, ddim_timesteps, ddpm_step
 from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import cosine_decay, linear_schedule
-from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
 from trilemma.networks.options import PointOptions, UNetOptions, build_denoiser
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
 
@@ -81,15 +81,10 @@ class DDPM(Method):
         return {"denoiser": self.denoiser}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        kind = AdamW if self.options.weight_decay > 0 else Adam
-        return {
-            "denoiser": kind(
-                self.denoiser.parameters(),
-                lr=self.options.learning_rate,
-                betas=cast(tuple[float, float], self.options.adam_betas),
-                weight_decay=self.options.weight_decay,
-            )
-        }
+        options = self.options
+        weights = self.denoiser.parameters()
+        made = adam(weights, options.learning_rate, options.adam_betas, weight_decay=options.weight_decay)
+        return {"denoiser": made}
 
     def step(self, batch: Batch, progress: float, tools: Tools) -> dict[str, Tensor]:
         options, optimizer = self.options, tools.optimizers["denoiser"]

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from trilemma.config import require, require_all
 from trilemma.maths import adversarial
@@ -36,7 +36,7 @@ from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
 from trilemma.maths.scoring import energy_distance
 from trilemma.maths.straight_path import draw_u, interpolate, prior_std
-from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.networks.mapping import MappingOptions, NODEMapping
 from trilemma.networks.options import (
@@ -143,9 +143,8 @@ class SPIGAN(Method):
         return {"mapping": (self.mapping, self.mapping.derivative)}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        betas = cast(tuple[float, float], self.options.adam_betas)
-        rates = self._rates()
-        return {name: Adam(net.parameters(), lr=rates[name], betas=betas) for name, net in self.networks().items()}
+        rates, betas = self._rates(), self.options.adam_betas
+        return {name: adam(network.parameters(), rates[name], betas) for name, network in self.networks().items()}
 
     def _rates(self) -> dict[str, float]:
         options = self.options

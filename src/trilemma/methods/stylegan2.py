@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from trilemma.augment.ada import AdaptiveAugment, preset
 from trilemma.augment.controller import AdaController
@@ -34,7 +34,7 @@ from trilemma.errors import nearest
 from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
-from trilemma.methods.base import Entrant, Method, Tools, set_learning_rate
+from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
 from trilemma.networks.options import (
     CriticOptions,
     PointOptions,
@@ -182,8 +182,8 @@ class StyleGAN2(Method):
             ("discriminator", options.lr_d, options.lazy_reg),
         ):
             share = every / (every + 1)
-            betas = cast(tuple[float, float], tuple(beta**share for beta in options.adam_betas))
-            made[name] = Adam(self.networks()[name].parameters(), lr=share * lr, betas=betas, eps=1e-8)
+            betas = [beta**share for beta in options.adam_betas]
+            made[name] = adam(self.networks()[name].parameters(), share * lr, betas)
         return made
 
     # How it learns

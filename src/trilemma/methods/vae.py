@@ -24,16 +24,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from trilemma.config import require_all
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
-from trilemma.methods.base import Method, Tools, set_learning_rate
+from trilemma.methods.base import Method, Tools, adam, set_learning_rate
 from trilemma.networks.autoencoder import AutoencoderOptions, build_autoencoder
 from trilemma.networks.options import PointOptions
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
@@ -104,8 +104,7 @@ class VAE(Method):
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def optimizers(self) -> dict[str, Optimizer]:
-        betas = cast(tuple[float, float], self.options.adam_betas)
-        return {"autoencoder": Adam(self._weights(), lr=self.options.learning_rate, betas=betas)}
+        return {"autoencoder": adam(self._weights(), self.options.learning_rate, self.options.adam_betas)}
 
     def _weights(self) -> list[nn.Parameter]:
         return [*self.encoder.parameters(), *self.decoder.parameters()]
