@@ -138,7 +138,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
     from benchmarks.cases import cases
     from benchmarks.suite import Settings, run
-    from trilemma.engine.generator import flush_denormals
+    from trilemma.engine.cpu import settle_cpu
     from trilemma.measure.speed import hardware, versions
 
     known = {case.name: case for case in cases()}
@@ -154,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runtimes = chosen_runtimes(given.runtimes, device)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    flush_denormals()
+    settle_cpu()
     settings = Settings(device, given.seconds, given.repeats, tuple(sorted(set(batches))), tuple(runtimes))
     result = run(
         [known[name] for name in chosen if name in known],

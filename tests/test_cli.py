@@ -141,6 +141,7 @@ def bad(capsys: Capture, *arguments: str) -> str:
         ("sample . --n many", "sample: --n must be a whole number, not 'many'"),
         ("sample . --seed -3", "--seed must be from 0 to 2147483647, not -3"),
         ("sample . --batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("sample . --batch-size auto --u 0,1", "--batch-size auto is for single images: give it a number"),
         ("sample . --variance huge", "Expected one of 'fixed_large', 'fixed_small'"),
         ("sample . --steps four", "--steps takes whole numbers, for example 4 or 1,2,4,8, not 'four'"),
         ("sample . --steps 1,,4", "--steps takes whole numbers, for example 4 or 1,2,4,8, not '1,,4'"),

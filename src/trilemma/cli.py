@@ -117,7 +117,7 @@ class Sample:
     trajectory: bool = False  # draw the states from noise to image, one row a sample
     u: str | None = None  # spigan: draw these points of the path, one row a sample: 0,0.25,0.5,0.75,1
     interpolate: str | None = None  # walk from sample A to sample B through the latent space: A,B
-    batch_size: int = 100  # images made at a time
+    batch_size: int | Literal["auto"] = 100  # images made at a time; auto: what is fastest here and fits the memory
 
 
 @dataclass(frozen=True)

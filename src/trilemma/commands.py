@@ -179,12 +179,14 @@ def run_sample(command: Any) -> None:
     from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 
     require(command.n >= 1, f"--n must be at least 1, not {command.n}")
-    require(command.batch_size >= 1, f"--batch-size must be at least 1, not {command.batch_size}")
+    batch_size = None if command.batch_size == "auto" else command.batch_size
+    require(batch_size is None or batch_size >= 1, f"--batch-size must be at least 1, not {batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 4 or 1,2,4,8")
     pictures = [flag for flag in ("trajectory", "u", "interpolate") if getattr(command, flag)]
     pictures += ["steps"] if len(steps) > 1 else []
     require(len(pictures) <= 1, f"--{' and --'.join(pictures)} are different pictures: choose one")
+    require(batch_size is not None or not pictures, "--batch-size auto is for single images: give it a number")
     us = _numbers(command.u, float, "--u takes points of the path, for example 0,0.25,0.5,0.75,1")
     ends = _numbers(command.interpolate, int, "--interpolate takes two samples' numbers, for example 0,1")
     require(len(ends) in (0, 2) and all(end >= 0 for end in ends), f"--interpolate takes two samples, not {ends}")
@@ -209,7 +211,7 @@ def run_sample(command: Any) -> None:
     if len(steps) > 1:
         with progress_bar() as bar:
             show = Line(bar, f"sample with {command.steps} steps").show
-            path = save_steps(generator, seeds, samplers, command.out, batch_size=command.batch_size, advance=show)
+            path = save_steps(generator, seeds, samplers, command.out, batch_size=batch_size or 1, advance=show)
     elif command.trajectory:
         path = save_trajectory(generator, seeds, sampler, command.out)
     elif us:
@@ -226,7 +228,7 @@ def run_sample(command: Any) -> None:
                 done += made
                 line.show(done / command.n)
 
-            x = generator.shared(seeds, sampler, batch_size=command.batch_size, advance=advance)
+            x = generator.shared(seeds, sampler, batch_size=batch_size, advance=advance)
         if not main:
             return
         path = save_samples(x, generator.spec, command.out)

@@ -28,7 +28,7 @@ from trilemma.config import require_all
 from trilemma.data import Dataset, batch_indices, load_data
 from trilemma.data.dataset import make_dataset
 from trilemma.engine.budget import Budget, Clock
-from trilemma.engine.generator import flush_denormals
+from trilemma.engine.cpu import settle_cpu
 from trilemma.engine.loop import Progress
 from trilemma.errors import ConfigError, DataError, NonFiniteError, RunError
 from trilemma.files import cannot_write
@@ -132,7 +132,7 @@ def train_extractor(
         NonFiniteError: the training diverged.
         RunError: the file cannot be written.
     """
-    flush_denormals()
+    settle_cpu()
     data = plan.train
     mean, std = levels(data.x)
     options = NetworkOptions(

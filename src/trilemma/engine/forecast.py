@@ -21,7 +21,7 @@ import torch
 from trilemma.config import require
 from trilemma.data.pictures import save_grid
 from trilemma.engine.budget import Budget
-from trilemma.engine.generator import flush_denormals
+from trilemma.engine.cpu import settle_cpu
 from trilemma.engine.loop import GRID_SEEDS, Trainer
 from trilemma.engine.machine import make_accelerator
 from trilemma.engine.processes import join
@@ -81,7 +81,7 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
         ConfigError: several processes, or a plan that cannot be trained.
     """
     require(join().num_processes == 1, "--forecast is made by one process: leave out torchrun or accelerate launch")
-    flush_denormals()
+    settle_cpu()
     training = plan.training
     images_each = training.batch_size
     with tempfile.TemporaryDirectory(prefix="trilemma-forecast-") as folder:

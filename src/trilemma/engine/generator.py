@@ -12,8 +12,11 @@ from torch import Tensor
 
 from trilemma.config import require
 from trilemma.data import to_uint8
+from trilemma.engine.cpu import settle_cpu
+from trilemma.engine.pace import Pace
 from trilemma.engine.processes import company, join, launched, together
 from trilemma.engine.run import Run
+from trilemma.errors import ConfigError
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec, Sampler, SampleResult
 
@@ -37,7 +40,7 @@ class Generator:
         Raises:
             RunError: not a run, no weights, damaged weights.
         """
-        flush_denormals()
+        settle_cpu()
         if launched():
             join()  # of several processes each has a GPU of its own from here on
         opened = Run.open(run)
@@ -60,15 +63,15 @@ class Generator:
         eta: float | None = None,
         truncation: float | None = None,
         label: int | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = 100,
     ) -> NDArray[np.generic]:
-        """``n`` samples of a seed; the choices a method does not offer are refused.
+        """``n`` samples of a seed; the choices a method does not offer are refused. ``batch_size`` as in ``stored``.
 
         Returns:
             uint8 images (N, H, W, C); float32 (N, 2) for points.
         """
         require(n >= 1, f"n must be at least 1, not {n}")
-        require(batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
+        require(batch_size is None or batch_size >= 1, f"batch_size must be at least 1, not {batch_size}")
         require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}")
         sampler = Sampler(steps=steps, eta=eta, truncation=truncation, label=label)
         stored = self.stored(sample_seeds(seed, 0, n), sampler, batch_size=batch_size)
@@ -79,17 +82,24 @@ class Generator:
         seeds: Sequence[int],
         sampler: Sampler | None = None,
         *,
-        batch_size: int = 100,
+        batch_size: int | None = 100,
         advance: Callable[[int], object] = lambda done: None,
     ) -> Tensor:
         """Samples as data sets are stored: uint8 (N, C, H, W), or float32 (N, 2, 1, 1) for points, on the CPU.
 
-        ``advance`` is told the number of samples made, batch by batch.
+        ``batch_size`` None: what is fastest here and fits the memory, found on the way. ``advance`` is told the number
+        of samples made, batch by batch.
         """
+
+        def make(chunk: Sequence[int]) -> Tensor:
+            x = self.method.sample(chunk, sampler).x
+            return x.float().cpu() if self.spec.kind == "points" else to_uint8(x).cpu()
+
+        if batch_size is None:
+            return Pace(make, self.method.device).run(seeds, advance)
         parts = []
         for chunk in _chunks(seeds, batch_size):
-            x = self.method.sample(chunk, sampler).x
-            parts.append(x.float().cpu() if self.spec.kind == "points" else to_uint8(x).cpu())
+            parts.append(make(chunk))
             advance(len(chunk))
         return torch.cat(parts)
 
@@ -99,7 +109,7 @@ class Generator:
         seeds: Sequence[int],
         sampler: Sampler | None = None,
         *,
-        batch_size: int = 100,
+        batch_size: int | None = 100,
         advance: Callable[[int], object] = lambda done: None,
     ) -> Tensor:
         """``stored``, by all processes at hand, all of which must call it: they take turns with the batches.
@@ -109,9 +119,12 @@ class Generator:
 
         Raises:
             RunError: another process has ended.
+            ConfigError: several processes, and no ``batch_size``.
         """
         if not launched() or join().num_processes == 1:
             return self.stored(seeds, sampler, batch_size=batch_size, advance=advance)
+        if batch_size is None:
+            raise ConfigError("several processes need to know the size of a batch: give --batch-size a number")
         processes = join()
         count, rank = processes.num_processes, processes.process_index
         chunks = list(_chunks(seeds, batch_size))
@@ -138,8 +151,3 @@ class Generator:
 def _chunks(seeds: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(seeds), size):
         yield seeds[start : start + size]
-
-
-def flush_denormals() -> None:
-    """Layers that start near zero make denormal numbers, on which a CPU crawls; threads started later inherit this."""
-    torch.set_flush_denormal(True)

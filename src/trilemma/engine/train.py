@@ -13,7 +13,8 @@ from trilemma.config import Recipe, Training, build, default_recipe, load_recipe
 from trilemma.data import Dataset, data_place, load_data, usual_size
 from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
-from trilemma.engine.generator import Generator, flush_denormals, sample_seeds
+from trilemma.engine.cpu import settle_cpu
+from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer
 from trilemma.engine.machine import make_accelerator
 from trilemma.engine.processes import check_shares, company, join, restarted, told
@@ -123,7 +124,7 @@ def train(
         NonFiniteError: training diverged.
         Interrupted, Terminated: one of the two signals came.
     """
-    flush_denormals()
+    settle_cpu()
     run = Run(out)
     method = build_method(plan)
     probe = _probe(plan) if plan.training.probe_samples and join().is_main_process else None

@@ -26,6 +26,7 @@ SO_FAR = "resident set of the process, its highest so far"
 UNKNOWN = "not known on this system"
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _MIB = 2.0**20
 
 
@@ -104,6 +105,17 @@ class _Kept:
 
     def __del__(self) -> None:
         self._book.count(self._address, self._size, -1)
+
+
+def free_mib(device: torch.device) -> float | None:
+    """What may still be taken: of a GPU's memory, or, on Linux, of the machine's; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / _MIB
+    with contextlib.suppress(OSError, ValueError):
+        for line in _MEMORY.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 1024
+    return None
 
 
 def _give_back() -> None:
