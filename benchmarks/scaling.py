@@ -1,11 +1,12 @@
 """Weak scaling: images a second of 1 process against 2, each with one thread and the same share of the batch.
 
-    python benchmarks/scaling.py
-    python benchmarks/scaling.py ddpm --data mnist --batch-size 32 --seconds 60 --processes 1 2 4
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling ddpm --data mnist --batch-size 32 --seconds 60 --processes 1 2 4
 
-Each run is started by torchrun and timed by its own log, from the first record after ``--warm-up`` seconds to the last.
-With as many free cores (or GPUs) as processes, 2 processes at 1.0 efficiency make twice the images of 1. It
-uses whatever the machine has: run it on an idle one.
+Writes results/scaling-METHOD-DATA-NAME.json, NAME being the processor's unless ``--name`` gives another. Each run is
+started by torchrun and timed by its own log, from the first record after ``--warm-up`` seconds to the last. With as
+many free cores (or GPUs) as processes, 2 processes at 1.0 efficiency make twice the images of 1. It uses whatever the
+machine has: run it on an idle one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import RESULTS, slug
+from trilemma.files import write_json
+from trilemma.measure.speed import hardware, versions
 
 
 def images_per_second(command: argparse.Namespace, processes: int) -> float:
@@ -25,6 +31,7 @@ def images_per_second(command: argparse.Namespace, processes: int) -> float:
         out = Path(folder) / "run"
         arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         arguments += ["-m", "trilemma", "train", command.method, "--data", command.data, "--out", str(out)]
+        arguments += ["--recipe", command.recipe] if command.recipe else []
         arguments += ["--minutes", str(command.seconds / 60), "--training.snapshots", "0"]
         arguments += ["--training.batch-size", str(processes * command.batch_size)]
         arguments += ["--training.checkpoint-minutes", str(command.seconds)]
@@ -39,21 +46,32 @@ def images_per_second(command: argparse.Namespace, processes: int) -> float:
 
 
 def main() -> None:
-    """Print a line for each number of processes."""
+    """Print a line for each number of processes, and write them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", nargs="?", default="ddpm")
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--recipe", help="of the networks (default: the data's)")
     parser.add_argument("--batch-size", type=int, default=32, help="images of one process in a step")
     parser.add_argument("--seconds", type=float, default=30.0, help="of training, for each number of processes")
     parser.add_argument("--warm-up", type=float, default=5.0, help="seconds at the start that are not timed")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--name", help="of the results (default: the processor's)")
     command = parser.parse_args()
     alone = 0.0
+    rows: list[dict[str, Any]] = []
     print("processes  images/s  efficiency")
     for processes in command.processes:
         speed = images_per_second(command, processes)
         alone = alone or speed / processes
-        print(f"{processes:9d}  {speed:8.1f}  {speed / (processes * alone):10.2f}", flush=True)
+        rows.append({"processes": processes, "images_per_second": speed, "efficiency": speed / (processes * alone)})
+        print(f"{processes:9d}  {speed:8.1f}  {rows[-1]['efficiency']:10.2f}", flush=True)
+    machine = hardware()
+    data = Path(command.data).stem  # of a file, what it is called: where it lies is nobody's business
+    told = {"method": command.method, "data": data, "recipe": command.recipe, "batch_size": command.batch_size}
+    told |= {"seconds": command.seconds, "threads_a_process": 1, "rows": rows}
+    path = RESULTS / f"scaling-{command.method}-{slug(data)}-{slug(command.name or str(machine['cpu']))}.json"
+    write_json(path, told | {"hardware": machine, "versions": versions()})
+    print(path)
 
 
 if __name__ == "__main__":

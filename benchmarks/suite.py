@@ -122,6 +122,29 @@ def training(case: Case, trainer: Trainer, flops: float, roofline: Roofline, set
     return row(case.name, "train", case.batch, seconds, repeats, flops, roofline)
 
 
+KINDS = {  # of operations, by what their names hold; the first that fits
+    "convolution, backward": ("convolution_backward",),
+    "convolution": ("convolution", "conv2d"),
+    "attention": ("attention",),
+    "matrix product": ("::mm", "::addmm", "::bmm", "::baddbmm"),
+    "optimiser": ("adam", "Optimizer."),
+    "sum": ("::sum", "::mean"),
+}
+
+
+def time_by_kind(trainer: Trainer) -> dict[str, float]:
+    """Shares of a step without lazy penalties that go into each kind of operation, most first; all else is passes over
+    memory and Python. On a CPU."""
+    done = max(trainer.kinds(), key=lambda kind: trainer.kinds()[kind])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.step(done)
+    spent: Counter[str] = Counter()
+    for event in profile.key_averages():
+        kind = next((kind for kind, signs in KINDS.items() if any(sign in event.key for sign in signs)), "other")
+        spent[kind] += event.self_cpu_time_total
+    return {kind: time / spent.total() for kind, time in spent.most_common()}
+
+
 def training_memory(trainer: Trainer, peak: PeakMemory) -> dict[str, Any]:
     """What training needs at least, in MiB, and the peak over it: ``peak`` is of building the networks and training."""
     weights = [*trainer.method.parameters(), *trainer.method.buffers()]
@@ -284,6 +307,8 @@ def run(cases: Sequence[Case], settings: Settings, *, evaluate: bool = True, rep
             trained = training(case, trainer, flops, roofline, settings)
         method = trainer.method
         rows = [trained | {"memory": training_memory(trainer, peak)}]
+        if settings.device.type == "cpu":
+            rows[0]["time_by_kind"] = time_by_kind(trainer)
         del trainer
         result["parameters"][case.name] = {
             name: sum(weight.numel() for weight in network.parameters()) for name, network in method.networks().items()

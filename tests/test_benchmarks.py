@@ -29,9 +29,10 @@ ROOF = Roofline(1e9, 2e9)
 
 
 class Parts:
-    """The three files; they are no part of the package."""
+    """The files; they are no part of the package."""
 
     cases: ModuleType
+    growth: ModuleType
     suite: ModuleType
     main: ModuleType
 
@@ -41,10 +42,13 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.syspath_prepend(str(ROOT))
     import benchmarks.__main__
     import benchmarks.cases
+    import benchmarks.growth
     import benchmarks.suite
 
     found = Parts()
     found.cases, found.suite, found.main = benchmarks.cases, benchmarks.suite, benchmarks.__main__
+    found.growth = benchmarks.growth
+    monkeypatch.setattr(found.growth, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_convolution", lambda *_, **__: 1e9)
     return found
@@ -82,6 +86,8 @@ def test_a_dry_run(parts: Parts, name: str) -> None:
     for row in result["rows"]:
         assert row["images_per_second"] > 0 and row["flops_per_image"] > 0 and row["repeats"] == 1
         assert row["share_of_roofline"] == pytest.approx(row["flops_per_image"] * row["images_per_second"] / 2e9)
+    shares = result["rows"][0]["time_by_kind"]
+    assert sum(shares.values()) == pytest.approx(1.0) and {"convolution", "convolution, backward"} <= set(shares)
     scale = 2e9 / 320e9
     train, _, sample = (row["images_per_second"] for row in result["rows"])
     assert result["reference"][case.name] == {
@@ -233,3 +239,28 @@ def test_the_peak_is_told_beside_what_is_needed(parts: Parts) -> None:
 def test_names_of_machines_are_names_of_files(parts: Parts) -> None:
     assert parts.main.slug("Some(R) CPU @ 2.0GHz") == "some-r-cpu-2-0ghz"
     assert parts.main.slug("  ") == "machine"
+
+
+def test_growth_is_measured_along_every_axis(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    growth = parts.growth
+    monkeypatch.setattr(growth, "RESULTS", tmp_path)
+    monkeypatch.setattr(growth, "AXES", {"side": (32,), "T": (1, 2), "batch": (1, 2)})
+    monkeypatch.setattr(growth, "_drawn", lambda points, path: path)
+    growth.main(["--seconds", "0", "--sides", "32,64", "--name", "here"])
+    result = json.loads((tmp_path / "growth-here.json").read_text())
+    flops = {(p["axis"], p["value"], p["kind"]): p["flops_per_image"] for p in result["points"]}
+    assert flops["T", 2, "sample"] == 2 * flops["T", 1, "sample"]
+    assert flops["T", 2, "train"] == flops["T", 1, "train"]
+    assert 3.9 < flops["side", 64, "train"] / flops["side", 32, "train"] < 4.5  # attention in the middle grows faster
+    assert {axis for axis, _, _ in flops} == {"side", "T", "batch", "threads"}
+    assert result["exponents"].keys() == {"side, train", "side, sample", "T, sample"}
+    assert "side, train: seconds grow as FLOPs to the power" in capsys.readouterr().out
+    assert len(growth.figure(result["points"])["data"]) == 4 * 4
+
+
+def test_an_exponent_is_the_slope(parts: Parts) -> None:
+    points = [{"flops_per_image": f, "seconds_per_image": 3.0 * f**1.5} for f in (1e6, 1e7, 1e8)]
+    assert parts.growth.exponent(points) == pytest.approx(1.5)
+    assert parts.growth.exponent([points[0], points[0]]) is None

@@ -43,7 +43,7 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".figures-") as temporary:
-            _draw([_plain(figure) for figure in drawn.values() for _ in FORMATS], [Path(temporary) / n for n in names])
+            draw([plain(figure) for figure in drawn.values() for _ in FORMATS], [Path(temporary) / n for n in names])
             for name in names:
                 (Path(temporary) / name).replace(folder / name)
     except OSError as error:
@@ -51,13 +51,17 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _draw(descriptions: Sequence[plots.Figure], files: Sequence[Path]) -> None:
+def draw(descriptions: Sequence[plots.Figure], files: Sequence[Path], *, width: int = WIDTH) -> None:
+    """Each description into its file, a PNG or PDF by its name.
+
+    Raises RunError when kaleido or a browser is missing, or drawing fails.
+    """
     try:
         import kaleido
         from kaleido.errors import ChromeNotFoundError
     except ImportError as error:
         raise RunError("to write plots as files, pip install 'trilemma[figures]'") from error
-    options = {"width": WIDTH, "height": HEIGHT, "scale": SCALE}
+    options = {"width": width, "height": HEIGHT, "scale": SCALE}
     jobs = [
         {"fig": figure, "path": file, "opts": {**options, "format": file.suffix.removeprefix(".")}}
         for figure, file in zip(descriptions, files, strict=True)
@@ -70,10 +74,10 @@ def _draw(descriptions: Sequence[plots.Figure], files: Sequence[Path]) -> None:
         raise RunError(f"the plots cannot be drawn: {' '.join(str(error).split())}") from error
 
 
-def _plain(figure: plots.Figure) -> dict[str, Any]:
+def plain(figure: plots.Figure) -> dict[str, Any]:
     """On white, in dark ink, as a page is printed."""
     layout = copy.deepcopy(figure["layout"])
-    for axis in (layout["xaxis"], layout["yaxis"]):
+    for axis in (layout[name] for name in layout if name.startswith(("xaxis", "yaxis"))):
         axis |= {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True}
     layout |= {"font": {"size": 14, "color": INK}, "paper_bgcolor": "white", "plot_bgcolor": "white"}
     layout.setdefault("showlegend", False)
