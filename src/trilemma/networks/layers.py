@@ -12,7 +12,9 @@ Sources: Song et al. 2021 (NCSN++, block "biggan"), Ho et al. 2020 (block "ddpm"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -40,11 +42,18 @@ def merge(x: Tensor, h: Tensor, *, rescale: bool) -> Tensor:
     return y.mul_(_HALF_ROOT) if rescale else y
 
 
-def _scaled(weight: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor | None]:
-    """A layer that gives ``scale`` times as much: cheaper than scaling the image, which is larger."""
-    if scale == 1.0:
-        return weight, bias
-    return weight * scale, None if bias is None else bias * scale
+def join(
+    x: Tensor, layer: Callable[[Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None, *, rescale: bool
+) -> Tensor:
+    """x + layer(weight, bias), divided by sqrt(2) if ``rescale``; ``layer`` is linear in both and its result new.
+
+    Weights are divided in place of the image where they are fewer: one pass over memory less.
+    """
+    if not rescale:
+        return layer(weight, bias).add_(x)
+    if weight.numel() > math.prod(x.shape[1:]):
+        return layer(weight, bias).add_(x).mul_(_HALF_ROOT)
+    return layer(weight * _HALF_ROOT, None if bias is None else bias * _HALF_ROOT).add_(x, alpha=_HALF_ROOT)
 
 
 class LatentMapping(nn.Module):
@@ -83,10 +92,9 @@ class Attention(nn.Module):
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        scale = _HALF_ROOT if self.rescale else 1.0
-        y = F.linear(mixed, *_scaled(self.out.weight, self.out.bias, scale))
-        y = y.add_(x.permute(0, 2, 3, 1).flatten(1, 2), alpha=scale)
-        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        before = x.permute(0, 2, 3, 1).flatten(1, 2)
+        y = join(before, partial(F.linear, mixed), self.out.weight, self.out.bias, rescale=self.rescale)
+        return y.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -187,9 +195,8 @@ class ResBlock(nn.Module):
         x, bias = self._short(x)
         h = self.conv_1(h if self.resample is None else self._resampled(h))
         h = self.norm_2(h, latent, shift=None if self.time is None else self.time(emb), silu=True)
-        scale = _HALF_ROOT if self.rescale else 1.0
-        y = F.conv2d(self.dropout(h), *_scaled(self.conv_2.weight, bias, scale), padding=1)
-        return y.add_(x, alpha=scale)
+        conv = partial(F.conv2d, self.dropout(h), padding=1)
+        return join(x, conv, self.conv_2.weight, bias, rescale=self.rescale)
 
 
 class NormConv(nn.Module):
