@@ -1,10 +1,11 @@
-"""Fill the tables of results in the README and in docs/recipes.md from the run folders under docs/results.
+"""Fill the tables of results in the README and under docs from the run folders and measurements that are committed.
 
     python docs/tables.py            # print what would be written
     python docs/tables.py --write    # write the pages
 
 Between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->`` goes the table of the runs in docs/results/NAME, and
-between ``<!-- trials:NAME -->`` and ``<!-- /trials:NAME -->`` how the quick scores of those runs went in training.
+between ``<!-- trials:NAME -->`` and ``<!-- /trials:NAME -->`` how the quick scores of those runs went in training. In
+place of these words, ``speed`` puts the speeds in benchmarks/results/NAME.json, and ``kinds`` where their time goes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 from trilemma.comparison import markdown_table, read_rows
 
 DOCS = Path(__file__).resolve().parent
-PAGES = (DOCS.parent / "README.md", DOCS / "recipes.md")
-SPOT = re.compile(r"(<!-- (results|trials):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
+PAGES = (DOCS.parent / "README.md", DOCS / "recipes.md", DOCS / "speed.md")
+SPEEDS = DOCS.parent / "benchmarks" / "results"
+SPOT = re.compile(r"(<!-- (results|trials|speed|kinds):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
 
 
 def results_table(folder: Path) -> str:
@@ -57,12 +59,49 @@ def trials_table(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _drawn(lines: list[list[str]]) -> str:
+    rules = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rules, *lines[1:]])
+
+
+def speed_table(file: Path) -> str:
+    """What was measured, and over the reference implementation where there is one."""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    lines = [["network", "what", "images at a time", "images/s", "share of the roofline", "over the reference"]]
+    for row in result["rows"]:
+        against = result["reference"].get(row["case"], {})
+        last = row["kind"] != "sample" or row["batch"] == max(
+            other["batch"] for other in result["rows"] if (other["case"], other["kind"]) == (row["case"], "sample")
+        )
+        ratio = f"{against[row['kind']]:.2f}" if row["kind"] in against and last else ""
+        speed, share = f"{row['images_per_second']:.3g}", f"{row['share_of_roofline']:.2f}"
+        lines.append([f"`{row['case']}`", row["kind"], str(row["batch"]), speed, share, ratio])
+    return _drawn(lines)
+
+
+def kinds_table(file: Path) -> str:
+    """Shares of a training step's time by kind of operation."""
+    found = {
+        row["case"]: row["time_by_kind"]
+        for row in json.loads(file.read_text(encoding="utf-8"))["rows"]
+        if "time_by_kind" in row
+    }
+    kinds = dict.fromkeys(kind for shares in found.values() for kind in shares)
+    lines = [["network", *kinds]]
+    lines += [[f"`{case}`", *(f"{shares.get(kind, 0):.2f}" for kind in kinds)] for case, shares in found.items()]
+    return _drawn(lines)
+
+
 def filled(text: str) -> str:
     """A page's text with every table made anew."""
+    measured = {"speed": speed_table, "kinds": kinds_table}
 
     def table(match: re.Match[str]) -> str:
-        make = results_table if match[2] == "results" else trials_table
-        made = make(DOCS / "results" / match[3])
+        if match[2] in measured:
+            made = measured[match[2]](SPEEDS / f"{match[3]}.json")
+        else:
+            make = results_table if match[2] == "results" else trials_table
+            made = make(DOCS / "results" / match[3])
         return f"{match[1]}\n{made}\n\n{match[4]}" if made else match[0]
 
     return SPOT.sub(table, text)

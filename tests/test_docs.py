@@ -19,9 +19,9 @@ from trilemma.methods import method_class, method_names
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def _script() -> ModuleType:
-    """docs/options.py as a module; it is no part of the package."""
-    spec = importlib.util.spec_from_file_location("docs_options", DOCS / "options.py")
+def _script(name: str) -> ModuleType:
+    """docs/NAME.py as a module; it is no part of the package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -29,7 +29,7 @@ def _script() -> ModuleType:
     return module
 
 
-options = _script()
+options, tables = _script("options"), _script("tables")
 
 
 def text(page: str) -> str:
@@ -51,6 +51,13 @@ def rows(page: str, section: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", [page.relative_to(DOCS).as_posix() for page in options.pages()])
 def test_tables_are_current(page: str) -> None:
     assert text(page) == options.filled(text(page)), f"docs/{page} is behind: run python docs/options.py --write"
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_tables_of_results_are_current(page: Path) -> None:
+    written = page.read_text(encoding="utf-8")
+    assert tables.SPOT.search(written)
+    assert written == tables.filled(written), f"{page.name} is behind: run python docs/tables.py --write"
 
 
 def test_every_table_is_on_some_page() -> None:
