@@ -24,7 +24,7 @@ from benchmarks.__main__ import RESULTS, slug
 from benchmarks.cases import Case
 from benchmarks.suite import Settings, Trainer, training, training_flops
 from trilemma.engine.cpu import settle_cpu
-from trilemma.errors import RunError, TrilemmaError
+from trilemma.errors import ConfigError, RunError, TrilemmaError
 from trilemma.files import write_json
 from trilemma.measure.flops import FlopCounter
 from trilemma.measure.roofline import Roofline, measure_roofline
@@ -133,10 +133,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", default="32,64,128,256", help="of the images in pixels, between commas")
     parser.add_argument("--name", help="of the results (default: the processor's)")
     given = parser.parse_args(words)
+    sides = [int(side) if side.strip().isdecimal() else 0 for side in given.sides.split(",")]
+    if min(sides) < 1 or not given.seconds >= 0:
+        raise ConfigError("--sides takes whole numbers between commas, --seconds a number from 0")
     settle_cpu()
     settings = Settings(torch.device("cpu"), given.seconds)
     machine = hardware()
-    result = run(settings, [int(side) for side in given.sides.split(",")])
+    result = run(settings, sides)
     result |= {"seconds": given.seconds, "hardware": machine, "versions": versions()}
     path = RESULTS / f"growth-{slug(given.name or str(machine['cpu']))}.json"
     write_json(path, result)

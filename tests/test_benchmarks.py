@@ -258,6 +258,9 @@ def test_growth_is_measured_along_every_axis(
     assert result["exponents"].keys() == {"side, train", "side, sample", "T, sample"}
     assert "side, train: seconds grow as FLOPs to the power" in capsys.readouterr().out
     assert len(growth.figure(result["points"])["data"]) == 4 * 4
+    for wrong in (["--sides", "32,x"], ["--seconds", "-1"]):
+        with pytest.raises(ConfigError, match="--sides takes whole numbers between commas"):
+            growth.main(wrong)
 
 
 def test_an_exponent_is_the_slope(parts: Parts) -> None:
