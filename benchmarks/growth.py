@@ -80,7 +80,8 @@ def figure(points: Sequence[Point]) -> dict[str, Any]:
     """One panel an axis: seconds an image as points, and dashed what they were if they grew as the FLOPs do."""
     axes = list(dict.fromkeys(point["axis"] for point in points))
     data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"grid": {"rows": 1, "columns": len(axes), "pattern": "independent"}, "showlegend": True}
+    grid = {"rows": 1, "columns": len(axes), "pattern": "independent"}
+    layout: dict[str, Any] = {"grid": grid, "margin": {"t": 20}, "showlegend": True}
     for i, axis in enumerate(axes, 1):
         suffix = "" if i == 1 else str(i)
         layout[f"xaxis{suffix}"] = {
