@@ -299,11 +299,14 @@ class Trainer:
         n = min(self.training.watch_samples, len(self.data), int(WATCH_SHARE * pause / seconds_an_image))
         if n < LEAST_WATCHED:
             return {}
+        started = time.perf_counter()
         seen = self.watch.look(self.generator.stored(sample_seeds(2, 0, n), self.method.preview()))
+        seconds = time.perf_counter() - started
         self._looks.append({**seen, "images": self.progress.images, "fraction": self.progress.fraction})
         self.progress.warnings = alarms(self._looks)
         told = {"warnings": self.progress.warnings} if self.progress.warnings else {}
-        return {"watch": {name: round(value, 4) for name, value in seen.items()}, **told}
+        watch = {name: round(value, 4) for name, value in seen.items()}
+        return {"watch": watch, "watch_seconds": round(seconds, 3), **told}
 
     def _finish(self) -> None:
         self.progress.fraction = 1.0
