@@ -12,6 +12,7 @@ from trilemma.measure import fidelity
 from trilemma.measure.digits_cnn import sklearn_digits
 from trilemma.measure.features import extract, load_extractor
 from trilemma.measure.fidelity import fidelity_from_features
+from trilemma.measure.memory import RESET, PeakMemory
 from trilemma.measure.neighbours import (
     ball_counts,
     density_coverage,
@@ -204,3 +205,17 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     for x, y in ((cloud(5), cloud(5, d=4)), (cloud(5)[:0], cloud(5)), (cloud(5)[None], cloud(5))):
         with pytest.raises(ConfigError, match=r"neighbours need rows \(N, d\) and \(M, d\)"):
             nearest(x, y)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_against_fifty_thousand_fit_two_gibibytes() -> None:
+    """Of two samples of one distribution either has a density and a coverage as independent draws should have."""
+    g, r = cloud(50_000, d=64), cloud(50_000, d=64, seed=1)
+    with PeakMemory() as peak:
+        scores = density_coverage(g, r)
+    assert scores["density"] == pytest.approx(1.0, abs=0.05)
+    # None of M = N draws falls within the ball that holds k of the N - 1 others with a chance of about 2^-k.
+    assert scores["coverage"] == pytest.approx(1 - 2.0**-5, abs=0.01)
+    if peak.kind == RESET:
+        assert peak.mib is not None and peak.before_mib is not None
+        assert peak.mib - peak.before_mib < 2048
