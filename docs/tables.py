@@ -5,7 +5,8 @@
 
 Between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->`` goes the table of the runs in docs/results/NAME, and
 between ``<!-- trials:NAME -->`` and ``<!-- /trials:NAME -->`` how the quick scores of those runs went in training. In
-place of these words, ``speed`` puts the speeds in benchmarks/results/NAME.json, and ``kinds`` where their time goes.
+place of these words, ``speed`` puts the speeds in benchmarks/results/NAME.json, ``kinds`` where their time goes, and
+``int8`` what benchmarks/results/int8-NAME.json says of eight bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trilemma.comparison import markdown_table, read_rows
 DOCS = Path(__file__).resolve().parent
 PAGES = (DOCS.parent / "README.md", DOCS / "recipes.md", DOCS / "speed.md")
 SPEEDS = DOCS.parent / "benchmarks" / "results"
-SPOT = re.compile(r"(<!-- (results|trials|speed|kinds):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
+SPOT = re.compile(r"(<!-- (results|trials|speed|kinds|int8):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
 
 
 def results_table(folder: Path) -> str:
@@ -92,13 +93,26 @@ def kinds_table(file: Path) -> str:
     return _drawn(lines)
 
 
+def int8_table(file: Path) -> str:
+    """Scores in float32 and in eight bits, and images a second by runtime."""
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    runtimes = dict.fromkeys(name for row in rows for name in row["images_per_second"])
+    lines = [["method", "FID, float32", "FID, int8", "recall, float32", "recall, int8", *runtimes]]
+    for row in rows:
+        scores = [row["scores"][name][kind] for name in ("fid", "recall") for kind in ("float32", "int8")]
+        speeds = [f"{row['images_per_second'].get(name, 0):,.0f}" for name in runtimes]
+        lines.append([row["title"], *(f"{score:.3g}" for score in scores), *speeds])
+    return _drawn(lines)
+
+
 def filled(text: str) -> str:
     """A page's text with every table made anew."""
-    measured = {"speed": speed_table, "kinds": kinds_table}
+    measured = {"speed": speed_table, "kinds": kinds_table, "int8": int8_table}
 
     def table(match: re.Match[str]) -> str:
         if match[2] in measured:
-            made = measured[match[2]](SPEEDS / f"{match[3]}.json")
+            name = f"int8-{match[3]}" if match[2] == "int8" else match[3]
+            made = measured[match[2]](SPEEDS / f"{name}.json")
         else:
             make = results_table if match[2] == "results" else trials_table
             made = make(DOCS / "results" / match[3])

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tiny import SPEC, tiny_options
+from tiny import SPEC, tiny_options, tiny_plan
 from trilemma.config import plain
 from trilemma.engine import export as exporting
+from trilemma.engine.train import train
 from trilemma.errors import ConfigError
 from trilemma.measure.flops import FlopCounter
 from trilemma.measure.memory import PeakMemory
@@ -33,6 +34,7 @@ class Parts:
 
     cases: ModuleType
     growth: ModuleType
+    int8: ModuleType
     suite: ModuleType
     main: ModuleType
 
@@ -43,11 +45,12 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     import benchmarks.__main__
     import benchmarks.cases
     import benchmarks.growth
+    import benchmarks.int8
     import benchmarks.suite
 
     found = Parts()
     found.cases, found.suite, found.main = benchmarks.cases, benchmarks.suite, benchmarks.__main__
-    found.growth = benchmarks.growth
+    found.growth, found.int8 = benchmarks.growth, benchmarks.int8
     monkeypatch.setattr(found.growth, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_convolution", lambda *_, **__: 1e9)
@@ -267,3 +270,24 @@ def test_an_exponent_is_the_slope(parts: Parts) -> None:
     points = [{"flops_per_image": f, "seconds_per_image": 3.0 * f**1.5} for f in (1e6, 1e7, 1e8)]
     assert parts.growth.exponent(points) == pytest.approx(1.5)
     assert parts.growth.exponent([points[0], points[0]]) is None
+
+
+def test_eight_bits_are_scored_and_timed(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    train(tiny_plan("ddgan", 8, "digits"), tmp_path / "run")
+    asked: list[dict[str, Any]] = []
+
+    def export(run: Path, **settings: Any) -> Any:
+        asked.append(settings)
+        return SimpleNamespace(scores={"fid": (2.0, 2.5), "recall": (0.5, 0.25)})
+
+    monkeypatch.setattr(parts.int8, "RESULTS", tmp_path)
+    monkeypatch.setattr(parts.int8, "export", export)
+    monkeypatch.setattr(parts.int8, "runtimes", lambda: ["exported"])
+    parts.int8.main([str(tmp_path / "run"), "--batch", "2", "--samples", "20", "--seconds", "0", "--name", "here"])
+    assert asked[0]["int8"].samples == 20 and asked[0]["int8"].fid_rise == math.inf and asked[0]["batch"] == 2
+    (row,) = json.loads((tmp_path / "int8-here.json").read_text())["rows"]
+    assert row["scores"] == {"fid": {"float32": 2.0, "int8": 2.5}, "recall": {"float32": 0.5, "int8": 0.25}}
+    assert list(row["images_per_second"]) == ["pytorch", "exported"] and min(row["images_per_second"].values()) > 0
+    assert "int8-here.json" in capsys.readouterr().out

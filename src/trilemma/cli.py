@@ -117,7 +117,7 @@ class Sample:
     trajectory: bool = False  # draw the states from noise to image, one row a sample
     u: str | None = None  # spigan: draw these points of the path, one row a sample: 0,0.25,0.5,0.75,1
     interpolate: str | None = None  # walk from sample A to sample B through the latent space: A,B
-    batch_size: int | Literal["auto"] = 100  # images made at a time; auto: what is fastest here and fits the memory
+    batch_size: str = "100"  # images made at a time; auto: what is fastest here and fits the memory
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,13 @@ class Export:
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
     label: int | None = None  # conditional models: the class (default: drawn from the noise)
     tolerance: float = 1e-4  # the largest difference from PyTorch's samples that is let pass
+    int8: bool = False  # onnx: convolutions in eight bits, kept if FID against the run's data holds
+    samples: int | None = None  # --int8: images scored of each kind (default: 1000)
+    fid_rise: float | None = None  # --int8: the largest rise of FID that is let pass (default: 0.1, a tenth of it)
+    extractor: str | None = (
+        None  # --int8: digits, inception, dinov2, clip or a file (default: by the data)
+    )
+    data_root: Path | None = None  # --int8: where the run's data lies, if not in the usual folder
 
 
 @dataclass(frozen=True)

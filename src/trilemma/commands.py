@@ -25,6 +25,7 @@ from trilemma.types import Sampler
 if TYPE_CHECKING:
     from trilemma.data import Dataset
     from trilemma.engine import loop
+    from trilemma.engine.int8 import Int8
 
 WORDS = Console(stderr=True)
 WALK = 16  # images between two samples, at most
@@ -179,7 +180,7 @@ def run_sample(command: Any) -> None:
     from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 
     require(command.n >= 1, f"--n must be at least 1, not {command.n}")
-    batch_size = None if command.batch_size == "auto" else command.batch_size
+    batch_size = _count_or(command.batch_size, "auto", "--batch-size")
     require(batch_size is None or batch_size >= 1, f"--batch-size must be at least 1, not {batch_size}")
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
     steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 4 or 1,2,4,8")
@@ -241,6 +242,13 @@ def _numbers(text: str | None, kind: Callable[[str], Any], problem: str) -> list
         return [kind(part) for part in text.split(",")] if text is not None else []
     except ValueError:
         raise ConfigError(f"{problem}, not {text!r}") from None
+
+
+def _count_or(text: str, word: str, flag: str) -> int | None:
+    """The number of images that a flag gives; none for ``word``, which leaves it open."""
+    if text != word and not text.isdecimal():
+        raise ConfigError(f"{flag} takes a whole number or {word}, not {text!r}")
+    return None if text == word else int(text)
 
 
 def run_evaluate(command: Any) -> None:
@@ -331,9 +339,7 @@ def run_export(command: Any) -> None:
     """``trilemma export``."""
     from trilemma import api
 
-    dynamic = command.batch == "dynamic"
-    if not dynamic and not command.batch.isdecimal():
-        raise ConfigError(f"--batch takes a whole number or dynamic, not {command.batch!r}")
+    batch = _count_or(command.batch, "dynamic", "--batch")
     sampler = Sampler(
         steps=command.steps,
         eta=command.eta,
@@ -345,16 +351,33 @@ def run_export(command: Any) -> None:
         command.run,
         format=command.format,
         out=command.out,
-        batch=None if dynamic else int(command.batch),
+        batch=batch,
         sampler=sampler,
         tolerance=command.tolerance,
+        int8=_int8(command),
     )
     for name, shape in made.inputs.items():
         print(f"{name}: {' x '.join(map(str, (made.batch or 'N', *shape)))}", file=sys.stderr)
     print(f"largest difference from PyTorch: {made.difference:.2g}", file=sys.stderr)
     ratio = made.seconds_torch / made.seconds
     print(f"a batch takes {1e3 * made.seconds:.3g} ms, {ratio:.2f} times as fast as PyTorch", file=sys.stderr)
+    for name, (before, after) in made.scores.items():
+        print(f"{name}: {before:.4g} in float32, {after:.4g} in eight bits", file=sys.stderr)
     print(made.path)
+
+
+def _int8(command: Any) -> Int8 | None:
+    """How eight bits are judged, if they are asked for."""
+    given = {name: getattr(command, name) for name in ("samples", "fid_rise", "extractor", "data_root")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if command.int8:
+        from trilemma.engine.int8 import Int8
+
+        return Int8(**given)
+    if given:
+        flags = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"{flags}: for --int8 alone, which is not given")
+    return None
 
 
 def run_list(command: Any) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny import POINTS, SPEC, tiny_method
 from trilemma.engine import export as exporting
 from trilemma.engine.export import Exported, PureSampler, draws, export
+from trilemma.engine.int8 import Int8
 from trilemma.errors import ConfigError, RunError
 from trilemma.maths.noise import SeedNoise, give_noise, record_noise
 from trilemma.methods import method_names
@@ -213,7 +214,8 @@ def test_a_runtime_makes_the_samples_of_the_method(runtime: str, tmp_path: Path)
         run, noise = exporting.program(method, None, runtime, tmp_path, 2)
         with give_noise(noise):
             wanted = method.sample([0]).x
-        torch.testing.assert_close(run(noise), wanted.clone(), atol=1e-4, rtol=0)
+        near = 0.3 if runtime.endswith("-int8") else 1e-4
+        torch.testing.assert_close(run(noise), wanted.clone(), atol=near, rtol=0)
         (path,) = tmp_path.iterdir()
         written = path.stat().st_mtime_ns
         exporting.program(method, None, runtime, tmp_path, 2)
@@ -240,6 +242,63 @@ def test_onnx(trained: Runs, tmp_path: Path, name: str, batch: int | None) -> No
     assert [found.name for found in session.get_outputs()] == ["samples"]
     told = json.loads(session.get_modelmeta().custom_metadata_map["trilemma"])
     assert list(told["inputs"]) == list(made.inputs)
+
+
+@pytest.mark.skipif(not ONNX, reason="needs trilemma[export]")
+@pytest.mark.parametrize("batch", [8, None])
+@pytest.mark.parametrize("name", ["ddgan", "stylegan2"])
+def test_eight_bits(trained: Runs, tmp_path: Path, name: str, batch: int | None) -> None:
+    made = quick(
+        trained(name),
+        format="onnx",
+        out=tmp_path / "a.onnx",
+        batch=batch,
+        int8=Int8(samples=40, fid_rise=9.0),
+    )
+    assert 1e-6 < made.difference < 1.0
+    assert set(made.scores) == {"fid", "precision", "recall"}
+    before, after = made.scores["fid"]
+    assert after == pytest.approx(before, rel=0.3) and after != before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    import onnx
+
+    model = onnx.load(made.path)
+    kinds = {weight.data_type for weight in model.graph.initializer if len(weight.dims) == 4}
+    assert onnx.TensorProto.INT8 in kinds, "no convolution has weights in eight bits"
+    told = {entry.key: entry.value for entry in model.metadata_props}["trilemma"]
+    assert list(json.loads(told)["inputs"]) == list(made.inputs)
+
+
+@pytest.mark.skipif(not ONNX, reason="needs trilemma[export]")
+@pytest.mark.parametrize("after", [1.2, math.nan])
+def test_eight_bits_that_do_harm_are_not_kept(
+    trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    fids = iter([1.0, after])
+    monkeypatch.setattr(exporting, "scores_of", lambda samples, judge: {"fid": next(fids)})
+    with pytest.raises(RunError, match="in eight bits FID is .*, in float32 1: a rise of more than 10%"):
+        quick(trained("ddgan"), format="onnx", out=tmp_path / "a.onnx", batch=8, int8=Int8(samples=16))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "words"),
+    [
+        ("ddgan", {}, "int8 is for --format onnx"),
+        ("points", {"format": "onnx"}, "int8 is for images: points have no FID"),
+    ],
+)
+def test_eight_bits_that_cannot_be_are_refused(
+    trained: Runs, monkeypatch: pytest.MonkeyPatch, run: str, changes: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(exporting, "_missing", lambda runtime: [])
+    with pytest.raises(ConfigError, match=words):
+        quick(trained(run), int8=Int8(), **changes)
+
+
+def test_how_eight_bits_are_judged_is_checked() -> None:
+    with pytest.raises(ConfigError, match="--samples must be at least 10, not 9.*--fid-rise must be positive, not 0"):
+        Int8(samples=9, fid_rise=0.0)
 
 
 def test_recorded_noise_is_what_was_drawn() -> None:

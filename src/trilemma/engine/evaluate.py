@@ -100,7 +100,7 @@ def evaluate(  # noqa: PLR0913
     generator = Generator.load(run.folder)
     method = generator.method
     method.describe(sampler)  # refuses what the method does not offer
-    reference = _reference(run, generator, data, data_root)
+    reference = own_reference(run, generator, data, data_root)
     usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
     count = samples if samples is not None else min(usual, len(reference))
     sets = [sample_seeds(seed + k, 0, count) for k in range(repeats)]
@@ -226,8 +226,12 @@ def _row(method: Method, sampler: Sampler) -> dict[str, str]:
     }
 
 
-def _reference(run: Run, generator: Generator, data: str | Dataset | None, root: Path | None) -> Dataset:
-    """The run's own data, loaded again by name or path, or the one given instead."""
+def own_reference(run: Run, generator: Generator, data: str | Dataset | None, root: Path | None) -> Dataset:
+    """The run's own data, loaded again by name or path, or the one given instead.
+
+    Raises:
+        RunError, DataError: it is not there, has changed since the training, or is too little to judge by.
+    """
     described = run.config()["data"]
     if isinstance(data, Dataset):
         reference = data

@@ -4,7 +4,7 @@ The loop over the steps, the schedule and the weights are inside. Every normal d
 noise_4, ...), so the file is a pure function: before it is kept, what it makes is compared with PyTorch's samples.
 
     exported: a program of torch.export (.pt2), for ``torch.export.load`` and what compiles such programs
-    onnx:     for onnxruntime and other runtimes; needs the packages of ``trilemma[export]``
+    onnx:     for onnxruntime and other runtimes; needs the packages of ``trilemma[export]``; in eight bits on demand
 
 The steps are unrolled: the file repeats the network as often as the sampler calls it, though not its weights.
 """
@@ -16,9 +16,11 @@ import inspect
 import io
 import json
 import logging
+import math
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from trilemma import __version__
-from trilemma.config import require_all
+from trilemma.config import require, require_all
 from trilemma.engine.generator import Generator, sample_seeds
+from trilemma.engine.int8 import CALIBRATION, Int8, quantise, scores_of
+from trilemma.engine.judge import Judge
 from trilemma.errors import ConfigError, RunError, nearest
 from trilemma.files import write_atomically
 from trilemma.maths.noise import give_noise, record_noise
@@ -45,12 +49,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "exported": (),
     "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),  # what trilemma[export] brings
     "openvino": ("onnx", "onnxscript", "openvino"),
+    "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino-int8": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }
-"""What each way to run a file needs: PyTorch itself, onnxruntime or OpenVINO."""
+"""What each way to run a file needs: PyTorch itself, onnxruntime or OpenVINO, and these in eight bits."""
 TOLERANCE = 1e-4  # of a sample in [-1, 1]: a sum in another order, through all steps
 MOST_STEPS = 100  # unrolled
 MOST_ONNX = 1536 * 2**20  # bytes of weights beyond which torch would put them into a second file
 EXAMPLE = 3  # images in the batch that is traced when any number shall do; 1 would be taken for a constant
+ANY = 16  # images at a time through a file that takes any number, to find ranges and scores
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Exported:
     difference: float  # largest, in a sample's own units
     seconds: float  # median of one batch
     seconds_torch: float  # the same of PyTorch, its noise given, too
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)  # in eight bits: PyTorch's and the file's
 
 
 class PureSampler(nn.Module):
@@ -98,6 +106,7 @@ def export(
     batch: int | None = 1,
     sampler: Sampler | None = None,
     tolerance: float = TOLERANCE,
+    int8: Int8 | None = None,
     limit_seconds: float = 2.0,
 ) -> Exported:
     """Write a run's sampler into one file.
@@ -108,14 +117,17 @@ def export(
         out: the file; default RUN/sampler.pt2 or RUN/sampler.onnx.
         batch: images made at a time; None for any number.
         sampler: the choices the method leaves.
-        tolerance: the largest difference from PyTorch's samples that is let pass.
+        tolerance: the largest difference from PyTorch's samples that is let pass; in eight bits scores decide instead.
+        int8: of ONNX: convolutions in eight bits, and how their samples are judged.
         limit_seconds: for timing each of the two.
 
     Raises:
-        RunError: no run or no weights; the program cannot be made of this sampler, or makes other samples.
+        RunError: no run or no weights; the program cannot be made of this sampler, or makes other or worse samples.
         ConfigError: a setting that does not hold, a sampler of too many steps, or packages that are missing.
+        DataError, ExtractorError: the run's data, against which eight bits are scored, or what scores is not there.
     """
     require_all(
+        (int8 is None or format == "onnx", "int8 is for --format onnx"),
         (batch is None or batch >= 1, f"batch must be at least 1 or dynamic, not {batch}"),
         (tolerance > 0, f"tolerance must be positive, not {tolerance:g}"),
         (limit_seconds >= 0, f"seconds must not be negative, not {limit_seconds:g}"),
@@ -126,7 +138,8 @@ def export(
     if missing := _missing(runtime):
         raise ConfigError(f"onnx needs {', '.join(missing)}: pip install 'trilemma[export]', or use --format exported")
     path = _checked_path(Path(run) / f"sampler{SUFFIX[format]}" if out is None else Path(out), SUFFIX[format])
-    method = Generator.load(run, device="cpu").method.requires_grad_(False)
+    generator = Generator.load(run, device="cpu")
+    method = generator.method.requires_grad_(False)
     words = method.describe(sampler or Sampler())
     # The first number in these words is that of the steps: tests/methods/test_contract.py holds every method to it.
     steps = next(int(word) for word in words.split() if word.isdigit())
@@ -135,17 +148,54 @@ def export(
             f"the sampler ({words}) calls its network {steps} times, and a file holds at most {MOST_STEPS} calls: "
             "choose fewer with --steps"
         )
+    require(int8 is None or method.spec.kind == "images", "int8 is for images: points have no FID to hold it by")
+    judge = int8.judge(generator) if int8 is not None else None  # data that is missing is said before the work
     result = Exported(path, {}, batch, 0.0, 0.0, 0.0)
 
     def write(temporary: Path) -> None:
         nonlocal result
-        noise = _save(method, sampler, temporary, EXAMPLE if batch is None else batch, dynamic=batch is None)
+        save = _save if int8 is None else _save_int8
+        noise = save(method, sampler, temporary, EXAMPLE if batch is None else batch, dynamic=batch is None)
         result = replace(result, inputs={name: tuple(value.shape[1:]) for name, value in noise.items()})
-        result = _compared(_LOAD[runtime](temporary), method, sampler, result, tolerance, limit_seconds)
+        made = _LOAD[runtime](temporary)
+        result = _compared(made, method, sampler, result, tolerance if int8 is None else math.inf, limit_seconds)
+        if int8 is not None and judge is not None:
+            result = replace(result, scores=_scored(made, method, sampler, batch or ANY, judge, int8))
 
     with torch.no_grad():
         write_atomically(path, write)  # which says first whether the file can be written at all
     return result
+
+
+def _save_int8(method: Method, sampler: Sampler | None, path: Path, n: int, *, dynamic: bool) -> dict[str, Tensor]:
+    """The file of ``_save`` in eight bits, by way of that in float32."""
+    size = ANY if dynamic else n
+    count = math.ceil(CALIBRATION / size) * size
+    with tempfile.TemporaryDirectory() as folder:
+        float32 = Path(folder) / f"float32{path.suffix}"
+        noise = _save(method, sampler, float32, n, dynamic=dynamic)
+        seeds = sample_seeds(2, 0, count)
+        quantise(float32, path, (draws(method, seeds[i : i + size], sampler)[0] for i in range(0, count, size)))
+    return noise
+
+
+def _scored(  # noqa: PLR0917
+    run: Program, method: Method, sampler: Sampler | None, n: int, judge: Judge, int8: Int8
+) -> dict[str, tuple[float, float]]:
+    """Scores of PyTorch's samples and of the program's from the same noise. Raises RunError where FID rises too far."""
+    seeds = sample_seeds(0, 0, math.ceil(int8.samples / n) * n)
+    float32, eight = [], []
+    for start in range(0, len(seeds), n):
+        noise, wanted = draws(method, seeds[start : start + n], sampler)
+        float32.append(wanted)
+        eight.append(run(noise))
+    before, after = scores_of(float32, judge), scores_of(eight, judge)
+    if not after["fid"] <= (1 + int8.fid_rise) * before["fid"]:
+        raise RunError(
+            f"in eight bits FID is {after['fid']:.4g}, in float32 {before['fid']:.4g}: a rise of more than "
+            f"{int8.fid_rise:.0%}, so nothing was written; --fid-rise lets larger ones pass"
+        )
+    return {name: (before[name], after[name]) for name in before}
 
 
 def runtimes() -> list[str]:
@@ -164,10 +214,11 @@ def program(method: Method, sampler: Sampler | None, runtime: str, folder: Path,
     """
     if missing := _missing(runtime):
         raise ConfigError(f"{runtime} needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    path = folder / f"sampler-{n}{SUFFIX['exported' if runtime == 'exported' else 'onnx']}"
+    bits, form = ("-int8" if runtime.endswith("-int8") else ""), "exported" if runtime == "exported" else "onnx"
+    path = folder / f"sampler-{n}{bits}{SUFFIX[form]}"
     if not path.exists():
-        _save(method, sampler, path, n, dynamic=False)
-    return _LOAD[runtime](path), draws(method, sample_seeds(1, 0, n), sampler)[0]
+        (_save_int8 if bits else _save)(method, sampler, path, n, dynamic=False)
+    return _LOAD[runtime.removesuffix("-int8")](path), draws(method, sample_seeds(1, 0, n), sampler)[0]
 
 
 def _checked_path(path: Path, suffix: str) -> Path:
