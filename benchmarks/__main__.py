@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,14 @@ def main(words: Sequence[str] | None = None) -> None:
         print(path)
 
 
-if __name__ == "__main__":
+def in_one_line(main: Callable[[], None]) -> None:
+    """Call it; what it refuses is said in one line, and the exit status is 2."""
     try:
         main()
     except TrilemmaError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    in_one_line(main)

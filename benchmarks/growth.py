@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.__main__ import RESULTS, slug
+from benchmarks.__main__ import RESULTS, in_one_line, slug
 from benchmarks.cases import Case
 from benchmarks.suite import Settings, Trainer, training, training_flops
 from trilemma.engine.cpu import settle_cpu
-from trilemma.errors import ConfigError, RunError, TrilemmaError
+from trilemma.errors import ConfigError, RunError
 from trilemma.files import write_json
 from trilemma.measure.flops import FlopCounter
 from trilemma.measure.roofline import Roofline, measure_roofline
@@ -159,8 +159,4 @@ def _drawn(points: Sequence[Point], path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrilemmaError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        sys.exit(2)
+    in_one_line(main)

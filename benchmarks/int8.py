@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.__main__ import RESULTS, slug
+from benchmarks.__main__ import RESULTS, in_one_line, slug
 from trilemma.engine.export import export, program, runtimes
 from trilemma.engine.generator import Generator
 from trilemma.engine.int8 import Int8
-from trilemma.errors import TrilemmaError
 from trilemma.files import write_json
 from trilemma.maths.noise import give_noise
 from trilemma.measure.speed import hardware, measure, versions
@@ -89,8 +87,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TrilemmaError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        sys.exit(2)
+    in_one_line(main)

@@ -44,7 +44,8 @@ def image_plan(name: str) -> Plan:
 
 def log(folder: Path) -> list[dict[str, Any]]:
     """The log but for the clock."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in Run(folder).read_log()]
+    clock = {"seconds", "watch_seconds"}
+    return [{k: v for k, v in record.items() if k not in clock} for record in Run(folder).read_log()]
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:

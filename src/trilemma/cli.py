@@ -183,9 +183,7 @@ class Export:
     int8: bool = False  # onnx: convolutions in eight bits, kept if FID against the run's data holds
     samples: int | None = None  # --int8: images scored of each kind (default: 1000)
     fid_rise: float | None = None  # --int8: the largest rise of FID that is let pass (default: 0.1, a tenth of it)
-    extractor: str | None = (
-        None  # --int8: digits, inception, dinov2, clip or a file (default: by the data)
-    )
+    extractor: str | None = None  # --int8: digits, inception, dinov2, clip or a file (default: by the data)
     data_root: Path | None = None  # --int8: where the run's data lies, if not in the usual folder
 
 
