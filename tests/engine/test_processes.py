@@ -196,7 +196,8 @@ def test_shared_scores_are_those_of_one_process(two: Path, tmp_path: Path, monke
 
 
 def test_torchrun_goes_on_after_a_death(tmp_path: Path) -> None:
-    status, words, complaints = launch(f"{TORCHRUN} --max-restarts 1", "die", tmp_path / "run")
+    # The launcher looks seldom: else it may stop the survivor before that one has noticed anything.
+    status, words, complaints = launch(f"{TORCHRUN} --max-restarts 1 --monitor-interval 3", "die", tmp_path / "run")
     assert status == 0, complaints[-3000:]
     assert "exitcode: " in complaints  # the launcher says who died first, as far as it can tell
     assert "lost the other processes of this job" in complaints
