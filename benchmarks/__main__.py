@@ -81,6 +81,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="of each measurement, at most")
     parser.add_argument("--batches", default="1,100", help="sampled at a time, between commas")
     parser.add_argument("--runtimes", help="of exported samplers, between commas: exported, onnxruntime, openvino")
+    parser.add_argument("--precision", default="fp32", help="to compute in: fp32, tf32 (a GPU's) or bf16")
+    parser.add_argument("--compile", help="torch.compile's backend to sample with too: inductor, cudagraphs")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as many as torch takes)")
     parser.add_argument(
@@ -137,7 +139,7 @@ def main(words: Sequence[str] | None = None) -> None:
     import torch
 
     from benchmarks.cases import cases
-    from benchmarks.suite import Settings, run
+    from benchmarks.suite import PRECISIONS, Settings, run
     from trilemma.engine.cpu import settle_cpu
     from trilemma.measure.speed import hardware, versions
 
@@ -150,12 +152,24 @@ def main(words: Sequence[str] | None = None) -> None:
     whole = [*batches, given.repeats, 1 if given.threads is None else given.threads]
     if min(whole) < 1 or not given.seconds >= 0:
         raise ConfigError("--batches, --repeats and --threads take whole numbers from 1, --seconds a number from 0")
+    if given.precision not in PRECISIONS:
+        raise nearest("precision", given.precision, PRECISIONS)
+    if given.compile is not None and given.compile not in (known_backends := torch.compiler.list_backends(None)):
+        raise nearest("backend", given.compile, known_backends)
     device = usable(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runtimes = chosen_runtimes(given.runtimes, device)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     settle_cpu()
-    settings = Settings(device, given.seconds, given.repeats, tuple(sorted(set(batches))), tuple(runtimes))
+    settings = Settings(
+        device,
+        given.seconds,
+        given.repeats,
+        tuple(sorted(set(batches))),
+        tuple(runtimes),
+        given.precision,
+        given.compile,
+    )
     result = run(
         [known[name] for name in chosen if name in known],
         settings,
@@ -166,10 +180,12 @@ def main(words: Sequence[str] | None = None) -> None:
     result |= {
         "device": str(device),
         "seconds": given.seconds,
+        "precision": given.precision,
         "hardware": machine,
         "versions": versions(),
     }
-    name = slug(given.name or str(machine["gpu"] if device.type == "cuda" else machine["cpu"]))
+    own = str(machine["gpu"] if device.type == "cuda" else machine["cpu"])
+    name = slug(given.name or (own if given.precision == "fp32" else f"{own} {given.precision}"))
     path = RESULTS / f"{name}.json"
     before = committed(path)
     kept = given.name is not None or given.only is None  # a part would take the place of the whole

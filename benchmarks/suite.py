@@ -6,11 +6,12 @@ timed with its lazy penalties due and without, each kind counting as often as it
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,26 @@ class Settings:
     repeats: int = 10
     batches: tuple[int, ...] = (1, 100)  # of sampling
     runtimes: tuple[str, ...] = ()  # that run the exported samplers
+    precision: str = "fp32"  # of matrix products and convolutions: one of PRECISIONS
+    backend: str | None = None  # of torch.compile, for one more measurement of sampling
+
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+@contextlib.contextmanager
+def computed_in(settings: Settings) -> Iterator[None]:
+    """Everything inside in the settings' precision. TF32 is a GPU's; bf16 is autocast's, so weights stay float32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    tf32 = settings.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        with torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def row(name: str, kind: str, batch: int, seconds: float, repeats: int, flops: float, roofline: Roofline) -> Row:
@@ -145,8 +166,12 @@ def time_by_kind(trainer: Trainer) -> dict[str, float]:
     return {kind: time / spent.total() for kind, time in spent.most_common()}
 
 
-def training_memory(trainer: Trainer, peak: PeakMemory) -> dict[str, Any]:
-    """What training needs at least, in MiB, and the peak over it: ``peak`` is of building the networks and training."""
+def training_memory(trainer: Trainer, device: torch.device) -> dict[str, Any]:
+    """The peak of training steps and what they need at least, in MiB.
+
+    The peak is of what lies there between steps (weights, the optimisers' states, the last gradients) and of what the
+    process takes more while it steps. What libraries hold all the time, such as compiled kernels, is not a step's.
+    """
     weights = [*trainer.method.parameters(), *trainer.method.buffers()]
     with KeptForBackward(weights) as kept:
         for done in trainer.kinds():
@@ -165,7 +190,12 @@ def training_memory(trainer: Trainer, peak: PeakMemory) -> dict[str, Any]:
         "optimizers": _mib(states),
         "activations": kept.mib,
     }
-    used = None if peak.mib is None or peak.before_mib is None else peak.mib - peak.before_mib
+    with PeakMemory(device) as peak:
+        for done in trainer.kinds():
+            trainer.step(done)
+    used = None
+    if peak.mib is not None and peak.before_mib is not None:
+        used = peak.mib - peak.before_mib + _mib([*weights, *states, *gradients])
     return {
         "kind": peak.kind,
         "needed_mib": needed,
@@ -179,7 +209,8 @@ def _mib(tensors: Sequence[Tensor]) -> float:
 
 
 def sampling(case: Case, method: Method, roofline: Roofline, settings: Settings) -> list[Row]:
-    """The method's quick sampler: the default one, but few steps where that takes a thousand."""
+    """The method's quick sampler: the default one, but few steps where that takes a thousand; then the same with its
+    networks compiled, if the settings have a backend."""
     method.eval()
     sampler = method.preview()
 
@@ -189,18 +220,31 @@ def sampling(case: Case, method: Method, roofline: Roofline, settings: Settings)
     with FlopCounter() as counter:
         sample(1)
     found = []
-    for batch in settings.batches:
-        sample(batch)
-        timing = measure(
-            partial(sample, batch),
-            device=settings.device,
-            limit_seconds=settings.seconds,
-            max_repeats=settings.repeats,
-        )
-        found.append(
-            row(case.name, "sample", batch, timing.quantile(0.5), len(timing.seconds), counter.total, roofline)
-        )
+    for backend, batch in itertools.product(dict.fromkeys((None, settings.backend)), settings.batches):
+        with compiled(method, backend):
+            sample(batch)
+            timing = measure(
+                partial(sample, batch),
+                device=settings.device,
+                limit_seconds=settings.seconds,
+                max_repeats=settings.repeats,
+            )
+        kind = "sample" if backend is None else f"sample, compiled by {backend}"
+        found.append(row(case.name, kind, batch, timing.quantile(0.5), len(timing.seconds), counter.total, roofline))
     return found
+
+
+@contextlib.contextmanager
+def compiled(method: Method, backend: str | None) -> Iterator[None]:
+    """Its networks by torch.compile, if there is a ``backend``, for as long as this lasts."""
+    networks = method.counted_networks().values() if backend else ()
+    for network in networks:
+        network.compile(backend=backend)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
 
 
 def exported(
@@ -288,6 +332,11 @@ def against_reference(case: Case, rows: Sequence[Row], roofline: Roofline) -> di
 
 def run(cases: Sequence[Case], settings: Settings, *, evaluate: bool = True, report: Report = print) -> dict[str, Any]:
     """Everything, the roofline first: ``roofline``, ``rows``, ``convolutions`` and ``reference``."""
+    with computed_in(settings):
+        return _run(cases, settings, evaluate, report)
+
+
+def _run(cases: Sequence[Case], settings: Settings, evaluate: bool, report: Report) -> dict[str, Any]:
     roofline = measure_roofline(settings.device, limit_seconds=min(0.5, settings.seconds))
     result: dict[str, Any] = {
         "roofline": {
@@ -302,11 +351,10 @@ def run(cases: Sequence[Case], settings: Settings, *, evaluate: bool = True, rep
     for case in cases:
         report(case.name)
         flops = training_flops(case, settings)
-        with PeakMemory(settings.device) as peak:
-            trainer = Trainer(case, settings.device)
-            trained = training(case, trainer, flops, roofline, settings)
+        trainer = Trainer(case, settings.device)
+        trained = training(case, trainer, flops, roofline, settings)
         method = trainer.method
-        rows = [trained | {"memory": training_memory(trainer, peak)}]
+        rows = [trained | {"memory": training_memory(trainer, settings.device)}]
         if settings.device.type == "cpu":
             rows[0]["time_by_kind"] = time_by_kind(trainer)
         del trainer

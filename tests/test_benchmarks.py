@@ -222,21 +222,53 @@ def test_what_is_computed_again_counts_once(parts: Parts) -> None:
     assert (row["case"], row["kind"]) == ("ddpm-toy-recomputing", "train")
     assert row["flops_per_image"] == parts.suite.training_flops(case, settings(parts))
     trainer, less = parts.suite.Trainer(case, torch.device("cpu")), row["memory"]["needed_mib"]
-    needed = parts.suite.training_memory(trainer, PeakMemory())["needed_mib"]
+    needed = parts.suite.training_memory(trainer, torch.device("cpu"))["needed_mib"]
     assert needed["weights"] == less["weights"] == pytest.approx(needed["gradients"], rel=0.05)
     assert 0 < less["activations"] < needed["activations"]
     assert needed["optimizers"] == pytest.approx(2 * needed["weights"], rel=0.05)
 
 
-def test_the_peak_is_told_beside_what_is_needed(parts: Parts) -> None:
+def test_the_peak_is_told_beside_what_is_needed(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step takes comes on top of what lies there between steps."""
+
+    class Told(PeakMemory):
+        highest: float | None = 150.0
+
+        def __exit__(self, *_: object) -> None:
+            self.before_mib, self.mib = 50.0, self.highest
+
+    monkeypatch.setattr(parts.suite, "PeakMemory", Told)
     trainer = parts.suite.Trainer(toy(parts, "vae"), torch.device("cpu"))
-    peak = PeakMemory()
-    peak.mib, peak.before_mib = 150.0, 50.0
-    found = parts.suite.training_memory(trainer, peak)
-    assert found["peak_mib"] == 100.0
-    assert found["peak_over_needed"] == pytest.approx(100.0 / sum(found["needed_mib"].values()))
-    peak.mib = None
-    assert parts.suite.training_memory(trainer, peak)["peak_over_needed"] is None
+    found = parts.suite.training_memory(trainer, torch.device("cpu"))
+    resting = sum(found["needed_mib"][name] for name in ("weights", "gradients", "optimizers"))
+    assert found["peak_mib"] == pytest.approx(100.0 + resting, rel=1e-3)
+    assert found["peak_over_needed"] == pytest.approx(found["peak_mib"] / sum(found["needed_mib"].values()))
+    Told.highest = None
+    assert parts.suite.training_memory(trainer, torch.device("cpu"))["peak_over_needed"] is None
+
+
+def test_precision_is_what_networks_compute_in(parts: Parts) -> None:
+    chosen = dataclasses.replace(settings(parts), precision="bf16")
+    seen = []
+    case = toy(parts)
+    with parts.suite.computed_in(chosen):
+        seen.append(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype)
+        assert parts.suite.sampling(case, case.build(), ROOF, chosen)[0]["images_per_second"] > 0
+    seen.append(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype)
+    assert seen == [torch.bfloat16, torch.float32]
+    before = torch.backends.cudnn.allow_tf32
+    with parts.suite.computed_in(dataclasses.replace(chosen, precision="fp32")):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_compiled_networks_are_timed_beside_the_others_and_left_as_they_were(parts: Parts) -> None:
+    case = toy(parts)
+    method = case.build()
+    rows = parts.suite.sampling(case, method, ROOF, dataclasses.replace(settings(parts), backend="eager"))
+    batches = settings(parts).batches
+    assert [row["kind"] for row in rows] == ["sample"] * len(batches) + ["sample, compiled by eager"] * len(batches)
+    assert method.generator._compiled_call_impl is None
 
 
 def test_names_of_machines_are_names_of_files(parts: Parts) -> None:
