@@ -9,6 +9,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
 _KEPT = 2**30  # bytes
+_MOST_BEFORE = 2**25  # that older versions of glibc take
 
 
 def settle_cpu() -> None:
@@ -20,5 +21,6 @@ def settle_cpu() -> None:
     torch.set_flush_denormal(True)
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
-        library.mallopt(_M_MMAP_THRESHOLD, _KEPT)
+        # Either setting ends glibc's own rule for the other: neither without the other.
+        if any(library.mallopt(_M_MMAP_THRESHOLD, size) for size in (_KEPT, _MOST_BEFORE)):
+            library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
