@@ -52,12 +52,15 @@ class Dataset:
         """The number of samples."""
         return int(self.x.shape[0])
 
-    def batch(self, index: Tensor | Sequence[int]) -> Batch:
-        """The samples at ``index`` (B,): float32 (B, C, H, W), channels_last, images in [-1, 1]; labels int64 (B,)."""
+    def batch(self, index: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Batch:
+        """The samples at ``index`` (B,): float32 (B, C, H, W), channels_last, images in [-1, 1]; labels int64 (B,).
+
+        Images go to ``device`` as the bytes they are stored in, and become numbers there.
+        """
         chosen = torch.as_tensor(index, dtype=torch.int64)
-        x = self.x.index_select(0, chosen)
+        x = self.x.index_select(0, chosen).to(device)
         x = to_float(x) if x.dtype == torch.uint8 else x
-        labels = None if self.labels is None else self.labels.index_select(0, chosen)
+        labels = None if self.labels is None else self.labels.index_select(0, chosen).to(device)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)
 
 

@@ -201,9 +201,7 @@ class Trainer:
         """This process's share of the step's images."""
         index = batch_indices(len(self.data), self.training.batch_size, self.seed, self.progress.images)
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        batch = self.data.batch(index[rank::size])
-        device = self.accelerator.device
-        return Batch(batch.x.to(device), None if batch.labels is None else batch.labels.to(device))
+        return self.data.batch(index[rank::size], self.accelerator.device)
 
     def _read_losses(self) -> None:
         """The last step's losses as numbers, by one transfer for all."""

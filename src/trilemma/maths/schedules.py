@@ -35,8 +35,10 @@ class _OnDevice:
     """Moves every tensor field of a frozen dataclass."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same schedule with its tensors on ``device``."""
+        """The same schedule with its tensors on ``device``; itself where they are there already."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        if all(v.device == torch.device(device) for v in values.values() if isinstance(v, Tensor)):
+            return self
         return type(self)(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 

@@ -24,7 +24,7 @@ from trilemma.config import require
 from trilemma.errors import ConfigError
 from trilemma.maths.gaussian import add_noise, ddim_step, ddim_timesteps, ddpm_step
 from trilemma.maths.noise import SeedNoise
-from trilemma.maths.schedules import cosine_decay, linear_schedule
+from trilemma.maths.schedules import NoiseSchedule, cosine_decay, linear_schedule
 from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
 from trilemma.networks.options import PointOptions, UNetOptions, build_denoiser
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
@@ -93,7 +93,7 @@ class DDPM(Method):
 
         x_0 = batch.x
         t, eps = self._draw(x_0)
-        x_t = add_noise(self.schedule.to(x_0.device), x_0, t, eps)
+        x_t = add_noise(self._schedule_on(x_0.device), x_0, t, eps)
         optimizer.zero_grad(set_to_none=True)
         total = x_0.new_zeros(())
         for part in tools.parts(len(x_0)):
@@ -106,6 +106,11 @@ class DDPM(Method):
         optimizer.step()
         self.steps_done += 1
         return {"loss": total}
+
+    def _schedule_on(self, device: torch.device) -> NoiseSchedule:
+        """The schedule, which stays where it was wanted last: moving it makes the host wait for the device."""
+        self.schedule = self.schedule.to(device)
+        return self.schedule
 
     def _draw(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
         """A time t (N,) and noise like x_0 for each image."""
@@ -153,7 +158,7 @@ class DDPM(Method):
 
     def _ancestral(self, x: Tensor, noise: SeedNoise, sampler: Sampler) -> Any:
         """Algorithm 2: x_{t-1} = posterior mean under the predicted x_0, plus sigma_t z."""
-        schedule = self.schedule.to(x.device)
+        schedule = self._schedule_on(x.device)
         variance = sampler.variance or self.options.variance
         for t in reversed(range(self.options.timesteps)):
             eps = self.denoiser(x, torch.full(x.shape[:1], t, device=x.device))
@@ -163,7 +168,7 @@ class DDPM(Method):
 
     def _ddim(self, x: Tensor, noise: SeedNoise, sampler: Sampler) -> Any:
         """Song et al. 2021a, Eq. 12; eta = 0 is deterministic."""
-        schedule = self.schedule.to(x.device)
+        schedule = self._schedule_on(x.device)
         eta = sampler.eta or 0.0
         timesteps = ddim_timesteps(self.options.timesteps, cast(int, sampler.steps))
         for t, t_prev in zip(timesteps, [*timesteps[1:], -1], strict=True):
