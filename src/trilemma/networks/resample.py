@@ -16,6 +16,7 @@ filter, where the second derivative of a general depthwise convolution takes som
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,8 +38,15 @@ def fir_taps(kernel: Sequence[float], *, gain: float = 1.0) -> list[float]:
 
 def _depthwise(taps: Sequence[float], like: Tensor) -> Tensor:
     """The filter k k^T for each channel of ``like``: (C, 1, K, K)."""
-    k = torch.tensor(taps, dtype=like.dtype, device=like.device)
-    return torch.outer(k, k).expand(like.shape[1], 1, -1, -1)
+    return _outer(tuple(taps), like.dtype, like.device).expand(like.shape[1], 1, -1, -1)
+
+
+@lru_cache(maxsize=64)
+def _outer(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """k k^T (K, K), made once: each making would have the host wait for a GPU."""
+    with torch.inference_mode(False):  # training may want it next
+        k = torch.tensor(taps, dtype=dtype, device=device)
+        return torch.outer(k, k)
 
 
 class _Filter(torch.autograd.Function):
@@ -53,6 +61,9 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
+        outside = weight.shape[2] - 1 - ctx.padding
+        if ctx.stride == 1 and outside >= 0:  # the transpose is a filter too, and faster as one
+            return _Filter.apply(grads[0], weight.flip(2, 3), 1, outside), None, None, None
         return _Transposed.apply(grads[0], weight, ctx.stride, ctx.padding, ctx.size), None, None, None
 
 
