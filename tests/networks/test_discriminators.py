@@ -16,9 +16,17 @@ from torch import Tensor
 
 from golden import golden
 from trilemma.errors import ConfigError
-from trilemma.maths.adversarial import gradient_penalty
-from trilemma.networks.discriminators import StridedDiscriminator, TimeDiscriminator, minibatch_std
+from trilemma.maths.adversarial import gradient_penalty, logits_of_both
+from trilemma.networks.discriminators import (
+    StridedDiscriminator,
+    TimeDiscriminator,
+    linear_of_pixels,
+    minibatch_std,
+    shared_group,
+    std_conv,
+)
 from trilemma.networks.options import DiscriminatorOptions, PointOptions, build_discriminator
+from trilemma.networks.stylegan2_discriminator import StyleDiscriminator
 from trilemma.types import DataSpec
 
 VARIANTS = ("small", "large", "small_gray")
@@ -103,9 +111,39 @@ def direct_std(x: Tensor, group: int) -> Tensor:
 @pytest.mark.parametrize(("batch", "group"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (8, 4), (10, 2), (32, 4)])
 def test_minibatch_std_takes_the_largest_group_that_fits(batch: int, group: int) -> None:
     x = torch.randn(batch, 5, 3, 2)
-    out = minibatch_std(x)
-    assert torch.equal(out[:, :5], x)
-    torch.testing.assert_close(out[:, 5], direct_std(x, group)[:, None, None].expand(-1, 3, 2))
+    torch.testing.assert_close(minibatch_std(x), direct_std(x, group)[:, None, None, None])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_std_conv_is_a_convolution_of_one_more_channel(bias: bool) -> None:
+    x, weight = torch.randn(8, 5, 4, 3, dtype=torch.double), torch.randn(7, 6, 3, 3, dtype=torch.double)
+    shift = torch.randn(7, dtype=torch.double) if bias else None
+    joined = torch.cat((x, direct_std(x, 2)[:, None, None, None].expand(-1, 1, 4, 3)), dim=1)
+    torch.testing.assert_close(std_conv(x, weight, shift, 2), F.conv2d(joined, weight, shift, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("n", "std_group", "shared"), [(8, 4, 4), (16, 8, 8), (3, 3, 3), (2, 4, 0), (6, 4, 0), (5, 4, 0)]
+)
+def test_real_and_fake_images_meet_only_their_like_in_one_pass(n: int, std_group: int, shared: int) -> None:
+    """In one pass or two the logits are the same, and the batches fall apart again; else two passes are taken."""
+    torch.manual_seed(0)
+    net = StyleDiscriminator(size=8, channels=1, classes=2, channel_base=32, std_group=std_group, mapping_layers=1)
+    real, fake, c = torch.randn(n, 1, 8, 8), 3.0 * torch.randn(n, 1, 8, 8), torch.randn(n, 2)
+    group = shared_group(net, n)
+    assert group == shared
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    together = logits_of_both(net, real, fake, c, group=group)
+    assert len(calls) == (1 if shared else 2)
+    for got, expected in zip(together, (net(real, c), net(fake, c)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_linear_of_pixels_is_a_linear_of_the_flattened() -> None:
+    x = torch.randn(3, 4, 5, 2).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(6, 40), torch.randn(6)
+    torch.testing.assert_close(linear_of_pixels(x, weight, bias), F.linear(x.flatten(1), weight, bias))
 
 
 def tiny(**changes: object) -> TimeDiscriminator:

@@ -70,21 +70,24 @@ def path_lengths(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
 
 
 def discriminator_objective(
-    judge: Callable[[Tensor], Tensor],
+    judge: Callable[..., Tensor],
     real: Tensor,
     fake: Tensor,
-    *,
+    *conditions: Tensor,
+    group: int = 0,
     relativistic: bool = False,
     r1_gamma: float = 0.0,
     r2_gamma: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_D with the penalties whose gamma is above 0, and its parts by name, detached: d_loss, r1, r2.
 
-    ``judge`` gives D's logits of images like ``real`` and ``fake``, which are cut off from what made them.
+    ``judge`` gives D's logits of images like ``real`` and ``fake``, which are cut off from what made them, and of
+    ``conditions``, which hold for both. ``group``: as in ``logits_of_both``, where no penalty is due.
     """
     real = real.detach().requires_grad_(r1_gamma > 0)
     fake = fake.detach().requires_grad_(r2_gamma > 0)
-    real_logits, fake_logits = judge(real), judge(fake)
+    together = group if r1_gamma == r2_gamma == 0.0 else 0
+    real_logits, fake_logits = logits_of_both(judge, real, fake, *conditions, group=together)
     criterion = relativistic_discriminator_loss if relativistic else discriminator_loss
     loss = criterion(real_logits, fake_logits)
     parts = {"d_loss": loss.detach()}
@@ -93,3 +96,29 @@ def discriminator_objective(
             penalty = gradient_penalty(logits, x, gamma)
             loss, parts[name] = loss + penalty, penalty.detach()
     return loss, parts
+
+
+def logits_of_both(
+    judge: Callable[..., Tensor], real: Tensor, fake: Tensor, *conditions: Tensor, group: int
+) -> tuple[Tensor, Tensor]:
+    """D's logits of real and fake images, given the same ``conditions``: in one pass, ``interleaved`` by ``group``, or
+    in two where that is 0."""
+    if not group:
+        return judge(real, *conditions), judge(fake, *conditions)
+    shared = (interleaved(c, c, group) for c in conditions)
+    return separated(judge(interleaved(real, fake, group), *shared), group)
+
+
+def interleaved(a: Tensor, b: Tensor, group: int) -> Tensor:
+    """a and b (N, ...) as one batch (2N, ...), ``group`` parts of a and of b in turn.
+
+    Where statistics are shared by ``group`` samples that lie as far apart as they can (minibatch standard deviation:
+    N / group, here 2N / group), those of a meet, and those of b meet, exactly as they do in batches of their own.
+    """
+    return torch.cat([part for pair in zip(a.chunk(group), b.chunk(group), strict=True) for part in pair])
+
+
+def separated(both: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Undo ``interleaved``: (2N, ...) -> a and b (N, ...)."""
+    parts = both.chunk(2 * group)
+    return torch.cat(parts[::2]), torch.cat(parts[1::2])

@@ -43,10 +43,10 @@ from trilemma.config import require
 from trilemma.maths import adversarial
 from trilemma.maths.gaussian import q_sample_pair, sample_posterior
 from trilemma.maths.noise import SeedNoise
-from trilemma.maths.schedules import cosine_decay, denoising_schedule
+from trilemma.maths.schedules import DenoisingSchedule, cosine_decay, denoising_schedule
 from trilemma.maths.scoring import energy_score
 from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
-from trilemma.networks.discriminators import std_group
+from trilemma.networks.discriminators import shared_group, std_group
 from trilemma.networks.options import (
     DiscriminatorOptions,
     LatentOptions,
@@ -116,10 +116,15 @@ class Chain(NamedTuple):
     real: Tensor
     pairs: int
 
+    @property
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """t and x_{t+1} of the images that D is to take for real."""
+        n = len(self.real)
+        return self.t[:n], self.x_next[:n]
+
     def logits(self, discriminator: nn.Module, images: Tensor) -> Tensor:
         """D's for as many images, real or fake, as it is to take for real."""
-        n = len(self.real)
-        logits: Tensor = discriminator(images[:n], self.t[:n], self.x_next[:n])
+        logits: Tensor = discriminator(images[: len(self.real)], *self.judged)
         return logits
 
 
@@ -175,9 +180,14 @@ class DDGAN(Method):
         self.steps_done += 1
         return losses
 
+    def _schedule_on(self, device: torch.device) -> DenoisingSchedule:
+        """The schedule, which stays where it was wanted last: moving it makes the host wait for the device."""
+        self.schedule = self.schedule.to(device)
+        return self.schedule
+
     def _draw_chain(self, x_0: Tensor) -> Chain:
         """One chain for each x_0; for the energy score x_{t+1} twice, with two x_t given it and x_0."""
-        schedule = self.schedule.to(x_0.device)
+        schedule = self._schedule_on(x_0.device)
         t = self._draw_t(len(x_0), x_0.device)
         noise_next, noise = torch.randn_like(x_0), torch.randn_like(x_0)
         x_t, x_next = q_sample_pair(schedule, x_0, t, noise_next, noise)
@@ -207,16 +217,18 @@ class DDGAN(Method):
         if self.options.judge == "x_0":
             return x_0_pred, x_0_pred
         noise = torch.randn_like(chain.x_next)
-        schedule = self.schedule.to(chain.x_next.device)
+        schedule = self._schedule_on(chain.x_next.device)
         return sample_posterior(schedule, x_0_pred, chain.x_next, chain.t, noise), x_0_pred
 
     def _discriminator_step(self, chain: Chain, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
         options, discriminator = self.options, tools.networks["discriminator"]
         due = self.steps_done % options.lazy_reg == 0
         loss, losses = adversarial.discriminator_objective(
-            lambda images: chain.logits(discriminator, images),
+            discriminator,
             chain.real,
-            fake,
+            fake[: len(chain.real)],
+            *chain.judged,
+            group=shared_group(self.discriminator, len(chain.real)),
             relativistic=options.loss == "relativistic",
             r1_gamma=options.r1_gamma if due else 0.0,
             r2_gamma=options.r2_gamma if due else 0.0,
@@ -280,7 +292,7 @@ class DDGAN(Method):
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], sampler: Sampler | None = None, *, trajectory: bool = False) -> SampleResult:
         self.describe(sampler or Sampler())
-        schedule = self.schedule.to(self.device)
+        schedule = self._schedule_on(self.device)
         noise = SeedNoise(seeds, self.device)
         x = noise.normal(self.spec.shape, "x_T").contiguous(memory_format=torch.channels_last)
         states = [x]

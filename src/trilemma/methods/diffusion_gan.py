@@ -68,7 +68,7 @@ class DiffusionGAN(StyleGAN2):
     def title(self) -> str:
         return "Diffusion-GAN"
 
-    def judge(self, discriminator: nn.Module, images: Tensor, c: Tensor | None) -> Tensor:
+    def judge(self, discriminator: nn.Module, images: Tensor, c: Tensor | None = None) -> Tensor:
         """D's logits (N, 1) of diffused images, given their times and labels."""
         y, t = self.noise.draw(images)
         told = timestep_embedding(t, self.options.t_embedding).to(y.dtype)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ from trilemma.maths.schedules import cosine_decay
 from trilemma.maths.scoring import energy_distance
 from trilemma.maths.straight_path import draw_u, interpolate, prior_std
 from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.networks.discriminators import shared_group
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.networks.mapping import MappingOptions, NODEMapping
 from trilemma.networks.options import (
@@ -190,9 +192,11 @@ class SPIGAN(Method):
         options, discriminator = self.options, tools.networks["discriminator"]
         due = self.steps_done % options.lazy_reg == 0
         loss, losses = adversarial.discriminator_objective(
-            lambda i_u: self._judge(discriminator, i_u, path.u),
+            partial(self._judge, discriminator),
             path.real,
             fake,
+            path.u,
+            group=shared_group(self.discriminator, len(fake)),
             relativistic=options.loss == "relativistic",
             r1_gamma=options.r1_gamma if due else 0.0,
             r2_gamma=options.r2_gamma if due else 0.0,

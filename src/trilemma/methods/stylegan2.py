@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -35,6 +36,7 @@ from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
 from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.networks.discriminators import shared_group
 from trilemma.networks.options import (
     CriticOptions,
     PointOptions,
@@ -211,8 +213,9 @@ class StyleGAN2(Method):
             with torch.no_grad():
                 fake = self._generate(self._draw(n, c), self.generator)
         discriminator = tools.networks["discriminator"]
-        fake_logits = self.judge(discriminator, fake.detach(), c)
-        real_logits = self.judge(discriminator, x, c)
+        labels, group = () if c is None else (c,), shared_group(self.discriminator, n)
+        judge = partial(self.judge, discriminator)
+        real_logits, fake_logits = adversarial.logits_of_both(judge, x, fake.detach(), *labels, group=group)
         d_loss = adversarial.discriminator_loss(real_logits, fake_logits)
         self._update("discriminator", d_loss, tools)
         losses["d_loss"] = d_loss.detach()
@@ -228,7 +231,7 @@ class StyleGAN2(Method):
         self.steps_done += 1
         return losses
 
-    def judge(self, discriminator: nn.Module, images: Tensor, c: Tensor | None) -> Tensor:
+    def judge(self, discriminator: nn.Module, images: Tensor, c: Tensor | None = None) -> Tensor:
         """D's logits (N, 1) of augmented images, real or generated."""
         if self.augmentation is not None:
             images = self.augmentation(images, self.controller.p)

@@ -63,8 +63,15 @@ def std_group(n: int, most: int = _STD_GROUP) -> int:
     return next(g for g in range(min(n, most), 0, -1) if n % g == 0)
 
 
+def shared_group(discriminator: nn.Module, n: int) -> int:
+    """Members of D's groups if n real images and n fakes can pass together and still meet only their like; else 0."""
+    most = getattr(discriminator, "std_group", _STD_GROUP)
+    group = std_group(n, most)
+    return group if std_group(2 * n, most) == group else 0
+
+
 def minibatch_std(x: Tensor, most: int = _STD_GROUP) -> Tensor:
-    """(N, C, H, W) -> (N, C + 1, H, W): adds the standard deviation across a group, averaged over channels and pixels.
+    """(N, C, H, W) -> (N, 1, 1, 1): the standard deviation across a group, averaged over channels and pixels.
 
     Groups have g = std_group(N, most) members and sample i is in group i mod N / g (Karras et al. 2018, section 3).
     Differs from the published code where ``most`` does not divide N, which it refuses.
@@ -75,11 +82,32 @@ def minibatch_std(x: Tensor, most: int = _STD_GROUP) -> Tensor:
     mean = sum(members[1:], members[0]) / group
     first, *others = ((m - mean).square() for m in members)
     var = sum(others, first) / group
-    std = (var + _STD_EPS).sqrt().mean(dim=(1, 2, 3), keepdim=True)
-    extra = std.repeat(group, 1, 1, 1).expand(-1, -1, x.shape[2], x.shape[3])
-    if x.is_contiguous(memory_format=torch.channels_last):  # else the result would not be
-        extra = extra.contiguous(memory_format=torch.channels_last)
-    return torch.cat((x, extra), dim=1)
+    return (var + _STD_EPS).sqrt().mean(dim=(1, 2, 3), keepdim=True).repeat(group, 1, 1, 1)
+
+
+def std_conv(x: Tensor, weight: Tensor, bias: Tensor | None, most: int = _STD_GROUP) -> Tensor:
+    """conv2d of x (N, C, H, W) with ``minibatch_std`` as one more channel, padded by half the kernel: (N, C', H, W).
+
+    That channel is one number all over an image, so its part is the number times one small map: x is neither copied
+    nor given a number of channels that no vector register fits.
+    """
+    padding = weight.shape[2] // 2
+    ones = x.new_ones(1, 1, *x.shape[2:])
+    y = F.conv2d(x, weight[:, :-1].contiguous(memory_format=torch.channels_last), bias, padding=padding)
+    return torch.addcmul(y, minibatch_std(x, most), F.conv2d(ones, weight[:, -1:], padding=padding))
+
+
+def linear_of_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """linear(x.flatten(1), weight, bias) of x (N, C, H, W), by putting weights in another order and not images."""
+    pixels = weight.view(-1, *x.shape[1:]).permute(0, 2, 3, 1)
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1), pixels.flatten(1), bias)
+
+
+def _halving_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(x, weight (C', C, 4, 4), bias, stride=2, padding=1) as one of 2 x 2 pixels at a time: few channels make
+    slow convolutions, slower yet in the backward pass."""
+    pixels = F.pixel_unshuffle(F.pad(x, (1, 1, 1, 1)), 2).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(pixels, F.pixel_unshuffle(weight, 2).contiguous(memory_format=torch.channels_last), bias)
 
 
 class DownBlock(nn.Module):
@@ -195,7 +223,7 @@ class TimeDiscriminator(nn.Module):
         h = self.start_conv(h.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             h = block(h, emb)
-        h = F.leaky_relu(self.final_conv(minibatch_std(h)), _SLOPE)
+        h = F.leaky_relu(std_conv(h, self.final_conv.weight, self.final_conv.bias), _SLOPE)
         logits: Tensor = self.end_linear(h.sum(dim=(2, 3)))
         return logits
 
@@ -242,14 +270,17 @@ class StridedCritic(nn.Module):
                 f"discriminator was built for images of {in_words(self.size)}, but got {tuple(image.shape)}"
             )
         # Images of one channel have ambiguous strides: say which layout is meant (no copy where it already holds).
-        h = self.conv_1(image.contiguous(memory_format=torch.channels_last))
+        h = _halving_conv(image.contiguous(memory_format=torch.channels_last), self.conv_1.weight, self.conv_1.bias)
         emb = None if self.time is None else F.leaky_relu(self.time(c), _SLOPE)
-        h = h if self.time_1 is None else h + self.time_1(emb)[:, :, None, None]
-        h = self.conv_2(F.leaky_relu(h, _SLOPE))
-        h = h if self.time_2 is None else h + self.time_2(emb)[:, :, None, None]
-        h = F.leaky_relu(self.conv_3(minibatch_std(F.leaky_relu(h, _SLOPE))), _SLOPE)
-        logits: Tensor = self.out(h.flatten(1))
-        return logits
+        # In place where no backward pass reads what is overwritten: fresh memory costs more than the arithmetic.
+        if self.time_1 is not None:
+            h += self.time_1(emb)[:, :, None, None]
+        h = self.conv_2(F.leaky_relu(h, _SLOPE, inplace=True))
+        if self.time_2 is not None:
+            h += self.time_2(emb)[:, :, None, None]
+        h = std_conv(F.leaky_relu(h, _SLOPE, inplace=True), self.conv_3.weight, self.conv_3.bias)
+        h = F.leaky_relu(h, _SLOPE, inplace=True)
+        return linear_of_pixels(h, self.out.weight, self.out.bias)
 
 
 class StridedDiscriminator(StridedCritic):

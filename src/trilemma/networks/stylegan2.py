@@ -12,9 +12,9 @@ Synthesis: from a constant, doubling the side, with a style-modulated convolutio
 and a running image to which every resolution adds its own (skip architecture, section 4.1).
 
 Weights are scaled when used (equalised learning rate, Karras et al. 2018): the stored ones start from N(0, 1). Differs
-from the published code: modulation and demodulation act on the features, not on one kernel an image (the same
-numbers up to rounding, no grouped convolution); sides that are no power of two start from size / 2^k >= 4 where it
-turns odd; ``patch`` p makes p x p pixels of each last one by a pixel-shuffle (ours).
+from the published code: modulation and demodulation act on the features, or, where an image is made, on its 1 x 1
+kernels (the same numbers up to rounding, no grouped convolution); sides that are no power of two start from
+size / 2^k >= 4 where it turns odd; ``patch`` p makes p x p pixels of each last one by a pixel-shuffle (ours).
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ class Dense(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight * self.scale, self.bias * self.bias_scale)
+        bias = self.bias * self.bias_scale
+        if self.weight.numel() > x.numel():
+            y = F.linear(x * self.scale, self.weight, bias)
+        else:
+            y = F.linear(x, self.weight * self.scale, bias)
         return lrelu(y) if self.act else y
 
 
@@ -178,8 +182,11 @@ class ToImage(nn.Module):
         self.scale = 1.0 / math.sqrt(c_in)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        # Here the weights are modulated: there is but one number for each channel of the image, x has a side's square.
         s = self.affine(w) * self.scale
-        return F.conv2d(x * s[:, :, None, None], self.weight, self.bias)
+        weight = s[:, :, None] * self.weight.flatten(1).T
+        y = torch.baddbmm(self.bias, x.permute(0, 2, 3, 1).flatten(1, 2), weight)
+        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class SynthesisBlock(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma.errors import ConfigError, nearest
-from trilemma.networks.discriminators import minibatch_std
+from trilemma.networks.discriminators import std_conv
 from trilemma.networks.resample import fir_downsample, fir_filter
 from trilemma.networks.sizes import Size, height_width, in_words
 from trilemma.networks.stylegan2 import GAIN, Dense, StyleMapping, feature_shapes, feature_width, lrelu
@@ -44,8 +44,12 @@ class ScaledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out)) if act else None
         self.scale = (GAIN if act else 1.0) / math.sqrt(c_in * size**2)
 
+    def scaled(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and bias as they are used."""
+        return self.weight * self.scale, None if self.bias is None else self.bias * GAIN
+
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight * self.scale, None if self.bias is None else self.bias * GAIN
+        weight, bias = self.scaled()
         size = weight.shape[2]
         if not self.down:
             y = F.conv2d(x, weight, bias, padding=size // 2)
@@ -131,7 +135,7 @@ class StyleDiscriminator(nn.Module):
             if self.skip:
                 image = fir_downsample(image)
                 x = x + self.from_image[i + 1](image)
-        x = self.conv(minibatch_std(x, self.std_group))
+        x = lrelu(std_conv(x, *self.conv.scaled(), self.std_group))
         x = self.out(self.dense(x.flatten(1)))
         if self.mapping is None:
             return x
