@@ -361,7 +361,7 @@ def ranking(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference])
     alike = [i for i in values if contest.figure(rows[i]) == contest.figure(rows[best])]
     if len(alike) == len(values):
         return []
-    return [best, *(i for i in values if i != best and (i in alike or _tied(rows[i], rows[best], contest)))]
+    return [best, *(i for i in values if i != best and (i in alike or tied(rows[i], rows[best], contest)))]
 
 
 def ties(rows: Sequence[Row], unequal: Sequence[Difference]) -> list[str]:
@@ -369,10 +369,10 @@ def ties(rows: Sequence[Row], unequal: Sequence[Difference]) -> list[str]:
     names, result = labels(rows), []
     for contest in columns(rows):
         best, values = _best(rows, contest, unequal)
-        tied = [] if best is None else [i for i in values if i != best and _tied(rows[i], rows[best], contest)]
-        if best is not None and tied:
+        alike = [] if best is None else [i for i in values if i != best and tied(rows[i], rows[best], contest)]
+        if best is not None and alike:
             test = f"not significantly different from the best ({names[best]}) in a two-sided test at 5 %"
-            result.append(f"{contest.heading}: {test}: {' · '.join(names[i] for i in tied)}")
+            result.append(f"{contest.heading}: {test}: {' · '.join(names[i] for i in alike)}")
     return result
 
 
@@ -387,7 +387,7 @@ def _best(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -
     return (max if contest.better == "high" else min)(values, key=lambda i: values[i]), values
 
 
-def _tied(row: Row, best: Row, contest: Column) -> bool:
+def tied(row: Row, best: Row, contest: Column) -> bool:
     """Whether both have an interval, and these do not tell the two scores apart."""
     value, top = contest.value(row), contest.value(best)
     interval, top_interval = row.intervals.get(contest.key), best.intervals.get(contest.key)

@@ -98,6 +98,8 @@ def test_another_sampler_has_a_file_of_its_own(copied: Runs) -> None:
 def test_points_are_scored_by_their_modes(copied: Runs) -> None:
     result = evaluate(Run(copied("points")), Sampler(), samples=50)
     assert result["scores"].keys() == MODES | SPEED
+    assert result["intervals"].keys() == MODES
+    assert all(low <= result["scores"][name] <= high for name, (low, high) in result["intervals"].items())
     assert result["protocol"]["generated_samples"] == 50
     with pytest.raises(ConfigError, match="points are scored by their modes"):
         evaluate(Run(copied("ddgan").parent / "copy-points"), Sampler(), extractor_name="digits")

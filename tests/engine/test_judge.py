@@ -74,6 +74,8 @@ def test_stacked_digits_are_judged_channel_by_channel() -> None:
     assert found.protocol["extractor"] == "stacked-digits"
     assert found.scores["fid"] >= 0 and 0 < found.scores["modes"] <= 200 and found.scores["kl"] > 0
     assert "inception_score" not in found.scores or found.scores["inception_score"] is None
+    intervals = verdict([found]).intervals
+    assert intervals["kl"][0] < found.scores["kl"] < intervals["kl"][1] and "modes" in intervals
 
 
 def test_the_cache_is_used_only_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,14 @@ from trilemma.measure import fidelity, uncertainty
 from trilemma.measure.features import FeatureSet
 from trilemma.measure.fidelity import fid_only, fidelity_from_features
 from trilemma.measure.neighbours import ball_counts, density_coverage, kth_distances
-from trilemma.measure.uncertainty import fid_infinity, reliability, score_intervals, scores_left_out
+from trilemma.measure.stacked import histogram_scores
+from trilemma.measure.uncertainty import (
+    counted_intervals,
+    fid_infinity,
+    reliability,
+    score_intervals,
+    scores_left_out,
+)
 
 SMALL = 30_000  # bytes: tiles of about 20 rows
 NAMES = {"fid", "kid", "inception_score", "precision", "recall", "density", "coverage"}
@@ -115,6 +122,41 @@ def test_intervals_shrink_with_the_root_of_the_count() -> None:
     few, many = errors(200), errors(1800)
     for name in ("fid", "kid", "inception_score", "precision", "density"):
         assert few[name] / many[name] == pytest.approx(3, rel=0.25), name
+
+
+def test_the_error_of_counted_modes_is_worked_by_hand() -> None:
+    """One sample a group: 0, 0, 1, 2. Without a 0 all 3 modes stay, without the 1 or the 2 there are 2."""
+    found = counted_intervals(torch.tensor([0, 0, 1, 2]), histogram_scores, {"modes": 3.0, "fid": 1.0}, rounds=4)
+    assert list(found) == ["modes"]
+    error = math.sqrt(3 / 4 * 4 * 0.25)  # values 3, 3, 2, 2 about 2.5
+    assert standard_error(found["modes"]) * 1.96 == pytest.approx(uncertainty._student(0.975, 3) * error, rel=1e-4)
+    assert sum(found["modes"]) / 2 == 3
+
+
+@pytest.mark.parametrize("n", [2_000, 26_000])
+def test_intervals_of_kl_cover_its_mean(n: int) -> None:
+    """Uneven draws over 1,000 modes: nearly all intervals hold the mean over the draws, and none is absurdly wide."""
+    shares = torch.linspace(0.2, 1.8, 1000)
+    draws = [
+        torch.multinomial(shares, n, replacement=True, generator=torch.Generator().manual_seed(seed))
+        for seed in range(40)
+    ]
+    scores = [histogram_scores(x) for x in draws]
+    intervals = [counted_intervals(x, histogram_scores, s) for x, s in zip(draws, scores, strict=True)]
+    for name in ("kl", "modes"):
+        values = torch.tensor([s[name] for s in scores], dtype=torch.float64)
+        covered = sum(i[name][0] <= values.mean() <= i[name][1] for i in intervals) / len(draws)
+        errors = torch.tensor([standard_error(i[name]) for i in intervals])
+        assert covered >= 0.9, (name, covered)
+        assert 0.85 <= errors.mean() / values.std() <= 4, name
+
+
+def test_a_share_of_points_keeps_an_error() -> None:
+    """All 200 within: the rule of three, as for other shares."""
+    low, high = counted_intervals(
+        torch.zeros(200), lambda x: {"share_within_4_sigma": 1.0}, {"share_within_4_sigma": 1.0}
+    )["share_within_4_sigma"]
+    assert (1 - low, high - 1) == pytest.approx((3 / 200, 3 / 200), rel=0.03)
 
 
 def test_seed_makes_the_intervals_repeat() -> None:

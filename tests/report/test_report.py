@@ -266,6 +266,9 @@ def test_sentences_come_from_the_numbers(rows: list[Row]) -> None:
         "DDGAN, T = 4 against DDIM: 12.5 times fewer network evaluations, 12.1 times as many images a second, "
         "FID 72.1 against 58.2 (1.2 times as high), recall 0.621 against 0.718.",
     ]
+    wide = [replace(row, intervals={"fid": (row.scores.fid - 20, row.scores.fid + 20)}) for row in rows[:2]]
+    (alike,) = findings(wide, names[:2], ())
+    assert "FID 72.1 ± 20.0 against 49.7 ± 20.0 (not significantly different), recall" in alike
     assert headline(rows[:1], names[:1], ()) == "DDGAN, T = 4: FID 72.1, recall 0.621 and 402 images/s."
     all_three = replace(rows[3], scores=replace(rows[3].scores, recall=0.9))
     assert headline([rows[0], all_three], ["A", "B"], ()) == (

@@ -25,8 +25,8 @@ from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
 from trilemma.measure.memorisation import Audit, audit
 from trilemma.measure.modes import mode_scores
 from trilemma.measure.neighbours import COVERAGE_NEIGHBOURS, density_coverage
-from trilemma.measure.stacked import stacked_scores
-from trilemma.measure.uncertainty import fid_infinity, reliability, score_intervals
+from trilemma.measure.stacked import histogram_scores, stacked_numbers
+from trilemma.measure.uncertainty import counted_intervals, fid_infinity, reliability, score_intervals
 
 REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
 REFERENCE_SEED = 0
@@ -52,6 +52,8 @@ class Judgement:
     scores: dict[str, float | None]  # None: not for this extractor
     protocol: dict[str, Any]
     evidence: Evidence | None = None
+    # Points, or the numbers that stacked digits show, and the function that scores them.
+    counted: tuple[Tensor, Callable[[Tensor], dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,12 @@ def reference_protocol(data: Dataset) -> dict[str, Any]:
 
 
 def verdict(judgements: Sequence[Judgement]) -> Verdict:
-    """The mean scores over sets of samples with Student's intervals; of a single set of images, a jackknife's."""
+    """The mean scores over sets of samples with Student's intervals; of a single set, a jackknife's."""
     first = judgements[0]
     if len(judgements) == 1:
         given = {name: score for name, score in first.scores.items() if score is not None}
         between = score_intervals(*first.evidence.features, given) if first.evidence is not None else {}
+        between |= counted_intervals(*first.counted, given) if first.counted is not None else {}
         return Verdict(first.scores, {name: list(interval) for name, interval in between.items()}, first.protocol)
     found = {name: [judgement.scores[name] for judgement in judgements] for name in first.scores}
     values = {name: [value for value in each if value is not None] for name, each in found.items()}
@@ -141,14 +144,15 @@ def _images(data: Dataset, name: str | None, weights: Path | None, cache: bool) 
         if len(seen) >= FEWEST_FOR_A_LINE:
             scores["fid_infinity"] = fid_infinity(seen, truth)
         scores["near_copies"] = evidence.pixels.scores["near_copies"]
-        if digits is not None:
-            scores |= stacked_scores(generated, digits)
+        numbers = None if digits is None else stacked_numbers(generated, digits)
+        if numbers is not None:
+            scores |= histogram_scores(numbers)
         protocol = fidelity_protocol(seen, truth) | {
             "coverage_neighbours": COVERAGE_NEIGHBOURS,
             "copies": {"pixels": _rounded(evidence.pixels.scores), "features": _rounded(evidence.seen.scores)},
             "cautions": reliability(len(seen), len(truth), seen.features.shape[1]),
         }
-        return Judgement(scores, protocol, evidence)
+        return Judgement(scores, protocol, evidence, None if numbers is None else (numbers, histogram_scores))
 
     return judge
 
@@ -162,6 +166,12 @@ def _points(data: Dataset, name: str | None, weights: Path | None) -> Judge:
     if data.modes is None or data.sigma is None:
         raise DataError(f"{data.name} has no known modes to score points by")
     modes, sigma = data.modes, data.sigma
-    return lambda generated: Judgement(
-        {**mode_scores(generated.flatten(1), modes, sigma)}, {"generated_samples": len(generated)}
-    )
+
+    def score(points: Tensor) -> dict[str, float]:
+        return mode_scores(points, modes, sigma)
+
+    def judge(generated: Tensor) -> Judgement:
+        points = generated.flatten(1)
+        return Judgement({**score(points)}, {"generated_samples": len(points)}, counted=(points, score))
+
+    return judge

@@ -18,7 +18,8 @@ counted.
 No score is computed g times. Precision and density are means over samples; coverage and recall count, for each real
 sample, the balls that hold it in each group; KID and the inception score need sums by group; FID needs the eigenvalues
 of one d x d matrix a group, with a root of the reference's covariance at hand: tr (S_g S_r)^(1/2) = sum_i
-lambda_i(L^T S_g L)^(1/2) with S_r = L L^T.
+lambda_i(L^T S_g L)^(1/2) with S_r = L L^T. Only the scores of counted modes are cheap enough to be made anew for every
+group. FID at infinity, near copies and the path length have no interval here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from trilemma.measure.features import FeatureSet
 from trilemma.measure.fidelity import NEIGHBOURS
 from trilemma.measure.neighbours import COVERAGE_NEIGHBOURS, MEMORY, nearest_others, pairs, reach, tiles
 
-SHARES = ("precision", "recall", "coverage")
+SHARES = ("precision", "recall", "coverage", "share_within_4_sigma")
 _FID_WORK = 2e11  # bound on groups x d^3: 23 groups at d = 2048, where one takes seconds
 
 
@@ -58,13 +59,40 @@ def score_intervals(  # noqa: PLR0913
     interval of a share may reach beyond [0, 1]: it stays symmetric, so that the error can be read from it.
     """
     left_out = scores_left_out(generated, reference, rounds=rounds, seed=seed, memory=memory)
+    return _intervals(left_out, scores, len(generated), confidence)
+
+
+def counted_intervals(
+    samples: Tensor,
+    score: Callable[[Tensor], Mapping[str, float]],
+    scores: Mapping[str, float],
+    *,
+    rounds: int = 50,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Intervals of ``scores``, which ``score`` gives of ``samples`` (N, ...): the modes hit and how evenly.
+
+    The same jackknife, with the score made anew without each group. KL's bias at N samples stays in its interval. A
+    number of modes that hangs on no group has an interval of no width.
+    """
+    groups = _groups(len(samples), rounds, seed)
+    without = [score(samples[groups != group]) for group in range(int(groups.max()) + 1)]
+    left_out = {name: torch.tensor([found[name] for found in without], dtype=torch.float64) for name in without[0]}
+    return _intervals(left_out, scores, len(samples), confidence)
+
+
+def _intervals(
+    left_out: Mapping[str, Tensor], scores: Mapping[str, float], samples: int, confidence: float
+) -> dict[str, Interval]:
+    """The interval of each of ``scores`` from its values without each group."""
     intervals = {}
     for name, values in left_out.items():
         if name in scores:
             groups = len(values)
             error = math.sqrt((groups - 1) / groups * float((values - values.mean()).square().sum()))
             # A share of 0 or 1 shows no spread, yet its interval reaches 3 / N (Hanley and Lippman-Hand 1983).
-            error = max(error, 1.5 / len(generated)) if name in SHARES else error
+            error = max(error, 1.5 / samples) if name in SHARES else error
             half = _student(0.5 + confidence / 2, groups - 1) * error
             intervals[name] = (scores[name] - half, scores[name] + half)
     return intervals

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trilemma.rows import Column, Difference, Row, column, ranking
+from trilemma.rows import Column, Difference, Row, column, ranking, tied
 from trilemma.words import MISSING, significant
 
 
@@ -117,7 +117,9 @@ def _quality_clauses(gan: Row, diffusion: Row) -> list[str]:
             continue
         clause = f"{name} {column(key).text(gan)} against {column(key).text(diffusion)}"
         ratio = _ratio(ours, theirs)
-        if key == "fid" and ratio is not None:
+        if tied(gan, diffusion, column(key)):
+            clause += " (not significantly different)"
+        elif key == "fid" and ratio is not None:
             clause += f" ({significant(ratio, 2)} times as high)"
         clauses.append(clause)
     return clauses
