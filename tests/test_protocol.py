@@ -14,6 +14,7 @@ DECIDES_QUALITY = {
     "reference_seed",
     "generated_samples",
     "lossless",
+    "resized",
     "extractor",
     "extractor_digest",
     "coverage_neighbours",

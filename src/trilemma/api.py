@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from trilemma.engine.extractor import train_extractor as fit_extractor
 from trilemma.engine.forecast import Forecast
 from trilemma.engine.forecast import forecast as foretell
 from trilemma.engine.generator import Generator
+from trilemma.engine.judge import REFERENCE_SAMPLES
 from trilemma.engine.loop import Progress
 from trilemma.engine.processes import company, join, restarted, told
 from trilemma.engine.run import Run
@@ -158,6 +160,7 @@ def evaluate(  # noqa: PLR0913
     report: Callable[[str, int, int], None] = quiet,
     repeats: int = 1,
     cache: bool = True,
+    reference_samples: int | None = REFERENCE_SAMPLES,
     name: str | None = None,
     out: Path | str | None = None,
     size: int | None = None,
@@ -170,6 +173,7 @@ def evaluate(  # noqa: PLR0913
         samples: images made for the scores; of images, how many of them are scored (default: all).
         repeats: sets of samples, each from a seed of its own: scores are means over them and have intervals.
         cache: keep the features of the reference in the user's cache folder, by its content.
+        reference_samples: images of the reference that are compared with, drawn once and for all; None: all.
         name, out, size: of images: the row's title, the folder for the scores (default: runs/NAME), and the size that
             images and reference are brought to.
         on_data: called with the images once they are read.
@@ -198,6 +202,7 @@ def evaluate(  # noqa: PLR0913
                     extractor_weights=None if extractor_weights is None else Path(extractor_weights),
                     data_root=None if data_root is None else Path(data_root),
                     cache=cache,
+                    reference_samples=reference_samples,
                     report=report,
                     on_images=on_data,
                 )
@@ -216,6 +221,7 @@ def evaluate(  # noqa: PLR0913
         report=report,
         repeats=repeats,
         cache=cache,
+        reference_samples=reference_samples,
     )
 
 
@@ -260,9 +266,14 @@ def compare(
     if not force:
         refuse_unequal(rows)
     forced = any(difference.affects == "quality" for difference in differences(rows))
-    command = f"trilemma compare {' '.join(str(run) for run in runs)} --out {out}{' --force' if forced else ''}"
+    command = ["trilemma", "compare", *map(str, runs), "--out", str(out), *(["--force"] if forced else [])]
+    command += [] if figures is None else ["--figures", str(figures)]
     write_report(
-        rows, Path(out), title=title or "Quality, coverage, speed", command=command, published=published_for(rows)
+        rows,
+        Path(out),
+        title=title or "Quality, coverage, speed",
+        command=shlex.join(command),
+        published=published_for(rows),
     )
     if figures is not None:
         write_figures(rows, Path(figures))

@@ -131,11 +131,13 @@ class Evaluate:
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
+    label: int | None = None  # conditional models: the class (default: drawn)
     seed: int = 0  # of the samples
     extractor: str | None = None  # digits, inception, dinov2, clip or a file (default: depends on the data)
     extractor_weights: Path | None = None  # its weights from a file
     data: str | None = None  # the reference data, where it is not the run's own; images need it
     data_root: Path | None = None  # where torchvision's data sets are or go
+    reference_samples: str = "10000"  # images of the reference that are compared with, or all
     repeats: int = 1  # sets of samples, each from a seed of its own: mean scores with intervals
     cache: bool = True  # keep the reference's features for the next time, by their content
     name: str | None = None  # images: what the row is called (default: the file's or folder's name)

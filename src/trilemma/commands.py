@@ -257,6 +257,7 @@ def run_evaluate(command: Any) -> None:
     from trilemma.engine.images import are_images, result_folder
 
     require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
+    reference_samples = _count_or(command.reference_samples, "all", "--reference-samples")
     with progress_bar() as bar:
         result = api.evaluate(
             command.run,
@@ -265,6 +266,7 @@ def run_evaluate(command: Any) -> None:
             eta=command.eta,
             variance=command.variance,
             truncation=command.truncation,
+            label=command.label,
             seed=command.seed,
             extractor=command.extractor,
             extractor_weights=command.extractor_weights,
@@ -273,6 +275,7 @@ def run_evaluate(command: Any) -> None:
             report=evaluation_report(bar, str(command.run)),
             repeats=command.repeats,
             cache=command.cache,
+            reference_samples=reference_samples,
             name=command.name,
             out=command.out,
             size=command.size,

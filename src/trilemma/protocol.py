@@ -43,6 +43,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("reference_seed", "choice of the reference samples", "quality", before=0),
     Condition("generated_samples", "number of generated samples", "quality"),
     Condition("lossless", "images kept without loss", "quality", before=True),
+    Condition("resized", "resizing of the generated images", "quality", before=False),
     Condition("extractor", "feature extractor", "quality"),
     Condition("extractor_digest", "feature extractor's digest", "quality"),
     Condition("kid_subsets", "number of KID's subsets", "quality"),

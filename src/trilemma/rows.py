@@ -252,7 +252,9 @@ COLUMNS: tuple[Column, ...] = (
         detail=True,
     ),
     replace(
-        _share("near_copies", "Copies", "Share of samples as near to the data as 1 in 100 unseen ones is", "images"),
+        _share(
+            "near_copies", "Copies", "Share of samples as near to a training image as 1 in 100 unseen ones is", "images"
+        ),
         better=None,
         rare=True,
         detail=True,

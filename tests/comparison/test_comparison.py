@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +17,7 @@ from rich.console import Console
 
 from fake_runs import evaluation, point_runs, race, run_folder
 from trilemma import api
+from trilemma.cli import Compare, parse
 from trilemma.comparison import comparison_table, differences, markdown_table, read_rows, refuse_unequal
 from trilemma.errors import ConfigError, RunError
 from trilemma.report import write_report
@@ -300,6 +304,17 @@ def test_comparing_by_force_marks_what_differs(tmp_path: Path) -> None:
     evaluation(b, row={"title": "Other"})
     api.compare([a, b], out=page, force=True)
     assert "--force" not in page.read_text(encoding="utf-8")
+
+
+def test_the_page_s_command_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "write_figures", lambda rows, folder: None)
+    run, page, figures = run_folder(tmp_path / "my run"), tmp_path / "my page.html", tmp_path / "my plots"
+    evaluation(run)
+    api.compare([run], out=page, figures=figures)
+    told = re.findall(r"^(?:.*>)?(trilemma compare .*?)</code>", page.read_text(encoding="utf-8"), re.MULTILINE)
+    program, verb, *arguments = shlex.split(html.unescape(told[0]))
+    assert (program, verb) == ("trilemma", "compare")
+    assert parse(Compare, "compare", arguments) == Compare(runs=(run,), out=page, figures=figures)
 
 
 def test_the_same_reference_under_another_name_is_the_same(tmp_path: Path) -> None:

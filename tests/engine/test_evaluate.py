@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,18 @@ from typing import Any
 import pytest
 from PIL import Image
 from scipy import stats
+from torch import Tensor
 
 from tiny import tiny_data
+from trilemma.cli import Evaluate, parse
+from trilemma.data import load_data
 from trilemma.engine import evaluate as evaluation
+from trilemma.engine.again import evaluation_command
 from trilemma.engine.evaluate import eval_path, evaluate, is_current
+from trilemma.engine.generator import Generator
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError
+from trilemma.measure.digits_cnn import WEIGHTS
 from trilemma.protocol import fingerprint
 from trilemma.types import Sampler
 
@@ -190,6 +198,117 @@ def test_repeats_of_points(copied: Runs) -> None:
     result = evaluate(Run(copied("points")), Sampler(), samples=40, repeats=2)
     assert result["intervals"].keys() == MODES
     assert result["protocol"]["generated_samples"] == 40
+
+
+def folder_of(x: Tensor, folder: Path) -> None:
+    """Gray images (N, 1, H, W) as PNGs."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(x[:, 0].numpy()):
+        Image.fromarray(image).save(folder / f"{i:04d}.png")
+
+
+def described_as(run: Path, **data: Any) -> None:
+    """Edit what a run says of its data."""
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= data
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def _a_model_that_memorised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its samples are the first training images."""
+    monkeypatch.setattr(Generator, "shared", lambda self, seeds, *args, **kwargs: tiny_data().x[: len(seeds)].clone())
+
+
+@pytest.mark.usefixtures("_a_model_that_memorised")
+def test_copies_are_looked_for_among_the_training_images_whatever_the_reference(copied: Runs) -> None:
+    other = replace(tiny_data(), name="others", x=255 - tiny_data().x[:90], digest="1" * 64)
+    result = evaluate(Run(copied("ddgan")), Sampler(), samples=20, data=other)
+    assert result["scores"]["near_copies"] == 1.0
+    protocol = result["protocol"]
+    assert protocol["data"] == "others" and protocol["reference_samples"] == 90
+    copies = protocol["copies"]
+    assert copies["among"] == "training images"
+    assert copies["pixels"]["images"] == copies["features"]["images"] == len(tiny_data())
+    assert copies["features"]["near_copies"] == 1.0
+
+
+@pytest.mark.usefixtures("_a_model_that_memorised")
+def test_without_the_training_images_nothing_is_said_of_copies(copied: Runs) -> None:
+    run = copied("ddgan")
+    described_as(run, digest="0" * 64)
+    result = evaluate(Run(run), Sampler(), samples=20, data=small())
+    assert result["scores"]["near_copies"] is None
+    assert "that data now has" in result["protocol"]["copies"]["reason"]
+    assert (run / "eval" / "default" / "neighbours.png").is_file()
+
+
+@pytest.mark.parametrize(("held_out", "unseen"), [(120, "120 held-out images"), (50, "each among the others")])
+def test_held_out_images_say_how_near_is_usual(copied: Runs, tmp_path: Path, held_out: int, unseen: str) -> None:
+    """The data's test split, where it has enough images; a hundredth of them are nearer than the threshold."""
+    folder_of(tiny_data().x[:150], tmp_path / "data" / "train")
+    folder_of(tiny_data().x[150 : 150 + held_out], tmp_path / "data" / "test")
+    run = copied("ddgan")
+    described_as(run, path=str(tmp_path / "data"), digest=load_data(str(tmp_path / "data")).digest)
+    copies = evaluate(Run(run), Sampler(), samples=20)["protocol"]["copies"]
+    assert copies["pixels"]["images"] == 150 and unseen in copies["pixels"]["unseen"]
+    assert copies["pixels"]["baseline"] == pytest.approx(1 / (120 if held_out == 120 else 75), abs=1e-3)
+
+
+def test_as_many_of_the_reference_as_asked_for(copied: Runs) -> None:
+    """Drawn once and for all, and a condition of the scores."""
+    run = Run(copied("ddgan"))
+    whole, some = (
+        evaluate(run, Sampler(), samples=12, data=small(), reference_samples=count)["protocol"] for count in (None, 40)
+    )
+    assert (whole["reference_samples"], some["reference_samples"]) == (100, 40)
+    assert whole["fingerprint"] != some["fingerprint"]
+    assert some["copies"]["pixels"]["images"] == 100 and some["copies"]["features"]["images"] == 40
+    with pytest.raises(ConfigError, match="--reference-samples must be all or at least 10, not 9"):
+        evaluate(run, Sampler(), samples=12, reference_samples=9)
+    with pytest.raises(ConfigError, match="leave out --reference-samples"):
+        evaluate(Run(copied("points")), Sampler(), samples=12, reference_samples=None)
+
+
+def test_the_command_asks_for_the_same_evaluation(copied: Runs, tmp_path: Path) -> None:
+    run, weights = copied("ddpm"), tmp_path / "my weights.safetensors"
+    shutil.copy(WEIGHTS, weights)
+    result = evaluate(
+        Run(run),
+        Sampler(steps=5, eta=0.5),
+        samples=12,
+        seed=3,
+        repeats=2,
+        extractor_name="digits",
+        extractor_weights=weights,
+        data="digits",
+        data_root=tmp_path / "data root",
+        reference_samples=None,
+    )
+    program, verb, *arguments = shlex.split(result["protocol"]["command"])
+    assert (program, verb) == ("trilemma", "evaluate")
+    typed = parse(Evaluate, "evaluate", arguments)
+    assert typed == Evaluate(
+        run=run,
+        samples=12,
+        steps=5,
+        eta=0.5,
+        seed=3,
+        repeats=2,
+        extractor="digits",
+        extractor_weights=weights,
+        data="digits",
+        data_root=tmp_path / "data root",
+        reference_samples="all",
+    )
+    given = replace(small(), name="mine", digest="1" * 64)
+    command = evaluate(Run(run), Sampler(), samples=12, data=given)["protocol"]["command"]
+    assert command == f"trilemma evaluate {run} --samples 12 --data mine"
+
+
+def test_a_label_is_a_flag() -> None:
+    arguments = shlex.split(evaluation_command(Path("runs/a b"), {"label": 3, "seed": None}))[2:]
+    assert parse(Evaluate, "evaluate", arguments) == Evaluate(run=Path("runs/a b"), label=3)
 
 
 def test_the_fingerprint_is_of_the_protocol_not_of_the_run(copied: Runs) -> None:

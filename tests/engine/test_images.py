@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from tiny import tiny_data
+from trilemma.cli import Evaluate, parse
 from trilemma.comparison import comparison_table, differences, read_rows, refuse_unequal
 from trilemma.data import Dataset, content_digest
 from trilemma.engine import evaluate as evaluation
@@ -23,7 +26,7 @@ from trilemma.engine.images import are_images, evaluate_images, result_folder
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError, TrilemmaError
 from trilemma.measure import cache
-from trilemma.measure.features import Extractor, FeatureSet, extract
+from trilemma.measure.features import Extractor, FeatureSet, extract, load_extractor
 from trilemma.report import write_report
 from trilemma.types import Sampler
 
@@ -95,7 +98,8 @@ def test_what_is_written(here: Path) -> None:
     protocol = result["protocol"]
     assert protocol["generated_samples"] == 40 and protocol["reference_samples"] == 60
     assert protocol["generated_digest"] == content_digest(x)
-    assert protocol["lossless"] is True and protocol["resized"] is False and protocol["formats"] == ["PNG"]
+    assert protocol["lossless"] is True and "resized" not in protocol and protocol["formats"] == ["PNG"]
+    assert protocol["copies"]["among"] == "reference, as the training images are not known"
     assert protocol["seeds"] == "all 40 images"
     assert not {"steps", "threads", "hardware", "training_images", "parameters"} & protocol.keys()
     assert told == [("scores", 0, 40), ("scores", 40, 40)] and len(seen[0]) == 40
@@ -140,6 +144,45 @@ def test_a_size_for_both(here: Path) -> None:
     ):
         evaluate_images(large, "digits")
     assert evaluate_images(large, "digits", size=8)["protocol"]["resized"] is True
+
+
+def test_the_whole_reference_gives_the_library_s_fid(here: Path) -> None:
+    """However many it has: the usual choice of some is another protocol, and compare says so."""
+    x = tiny_data().x[1000:1100]
+    path = npz(here / "theirs.npz", x)
+    whole = evaluate_images(path, "digits", reference_samples=None, out=here / "whole", samples=100)
+    some = evaluate_images(path, "digits", reference_samples=200, out=here / "some", samples=100)
+    assert (whole["protocol"]["reference_samples"], some["protocol"]["reference_samples"]) == (1797, 200)
+    extractor = load_extractor("digits")
+    seen, truth = (fid_features_to_statistics(extract(part, extractor).features) for part in (x, tiny_data().x))
+    expected = fid_statistics_to_metric(seen, truth, verbose=False)[KEY_METRIC_FID]
+    assert whole["scores"]["fid"] == pytest.approx(float(expected), rel=1e-6)
+    assert some["scores"]["fid"] != pytest.approx(float(expected), rel=1e-3)
+    with pytest.raises(ConfigError, match="number of reference samples is 1797 .* and 200"):
+        refuse_unequal(read_rows([here / "whole", here / "some"]))
+
+
+def test_the_command_asks_for_the_same_scores(here: Path) -> None:
+    path = npz(here / "their images.npz", tiny_data().x[100:140])
+    settings: dict[str, Any] = {"name": "Their GAN", "out": Path("runs/a b"), "size": 12, "samples": 20, "seed": 3}
+    result = evaluate_images(path, "digits", **settings, extractor_name="digits", reference_samples=500)
+    program, verb, *arguments = shlex.split(result["protocol"]["command"])
+    assert (program, verb) == ("trilemma", "evaluate")
+    typed = parse(Evaluate, "evaluate", arguments)
+    assert typed == Evaluate(run=path, data="digits", extractor="digits", reference_samples="500", **settings)
+
+
+def test_shrunken_images_do_not_stand_beside_native_ones(here: Path) -> None:
+    """A result of before this was told counts as not resized."""
+    x = tiny_data().x[100:130]
+    native = evaluate_images(npz(here / "native.npz", x), "digits")
+    large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    evaluate_images(npz(here / "large.npz", large), "digits", size=8)
+    rows = read_rows([Path("runs/native"), Path("runs/large")])
+    with pytest.raises(ConfigError, match="resizing of the generated images is false .* and true"):
+        refuse_unequal(rows)
+    older = replace(rows[0], protocol={**native["protocol"], "resized": False})
+    refuse_unequal([rows[0], older])
 
 
 def test_colour_is_handled_as_the_reference(here: Path) -> None:

@@ -48,10 +48,9 @@ def test_a_score_that_is_not_measured_has_no_mean() -> None:
 def test_a_large_reference_is_drawn_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     look = judging.cached_features
-    monkeypatch.setattr(judging, "REFERENCE_SAMPLES", 50)
     monkeypatch.setattr(judging, "cached_features", lambda x, *rest: seen.append(x) or look(x, *rest))
     data = tiny_data()
-    made = [make_judge(data, "digits", None, cache=cache)(data.x[:12]) for cache in (True, False)]
+    made = [make_judge(data, "digits", None, cache=cache, reference_samples=50)(data.x[:12]) for cache in (True, False)]
     assert made[0].scores == made[1].scores and made[0].protocol["reference_samples"] == 50
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:50]
     assert torch.equal(seen[0], data.x[order]) and torch.equal(seen[0], seen[1])

@@ -1,12 +1,14 @@
-"""What to type to make a run again: the command with every setting that is not its recipe's."""
+"""What to type to make a run or its scores again: the command with every setting that is not the usual one."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trilemma.config import build, default_recipe, load_recipe, plain
+from trilemma.engine.judge import REFERENCE_SAMPLES
 from trilemma.methods import method_class
 
 if TYPE_CHECKING:
@@ -33,6 +35,19 @@ def training_command(plan: Plan) -> str:
     budget = dict.fromkeys(BUDGETS)
     parts += _changed("training", plain(recipe.training) | budget, plain(plan.training) | budget)
     return shlex.join(parts)
+
+
+def evaluation_command(place: Path, flags: Mapping[str, Any]) -> str:
+    """``trilemma evaluate PLACE ...`` with those of the ``flags`` that are not None, named as in Python."""
+    parts = ["trilemma", "evaluate", str(place)]
+    for name, value in flags.items():
+        parts += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    return shlex.join(parts)
+
+
+def reference_flag(count: int | None) -> str | None:
+    """What ``--reference-samples`` says; None for the usual number."""
+    return "all" if count is None else str(count) if count != REFERENCE_SAMPLES else None
 
 
 def _changed(path: str, usual: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

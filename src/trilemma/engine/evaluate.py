@@ -6,12 +6,11 @@ that a comparison needs nothing but run folders.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,12 +18,15 @@ from torch import Tensor
 from trilemma.config import Training, require_all
 from trilemma.data import Dataset, load_data
 from trilemma.data.pictures import save_grid, save_points
+from trilemma.engine.again import evaluation_command, reference_flag
 from trilemma.engine.evidence import save_evidence
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.judge import (
     MIN_SAMPLES,
+    REFERENCE_SAMPLES,
     Evidence,
     Judge,
+    Trained,
     Verdict,
     check_reference,
     make_judge,
@@ -34,7 +36,7 @@ from trilemma.engine.judge import (
 from trilemma.engine.outputs import save_trajectory
 from trilemma.engine.processes import company, join, told
 from trilemma.engine.run import Run
-from trilemma.errors import DataError, RunError
+from trilemma.errors import ConfigError, DataError, RunError
 from trilemma.files import finite, read_json, write_json
 from trilemma.measure.digits_cnn import WEIGHTS, load_digits_cnn
 from trilemma.measure.path_length import digits_features, feature_path_length
@@ -77,6 +79,7 @@ def evaluate(  # noqa: PLR0913
     data: str | Dataset | None = None,
     data_root: Path | None = None,
     cache: bool = True,
+    reference_samples: int | None = REFERENCE_SAMPLES,
     report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Everything eval.json holds; several processes share the sampling, and all of them must call this.
@@ -86,6 +89,7 @@ def evaluate(  # noqa: PLR0913
         repeats: sets of samples, from the seeds ``seed``, ``seed + 1``, ...; no two share a sample. The scores are
             means over the sets, and from two sets on they have intervals.
         cache: keep the reference's features for the next time, or take those that were kept.
+        reference_samples: how many images of the reference are compared with; None: all.
 
     Raises:
         RunError, DataError, ExtractorError, ConfigError: in one line, before any sampling where it can be known.
@@ -109,7 +113,14 @@ def evaluate(  # noqa: PLR0913
             generator.shared(seeds, sampler)
         shared: dict[str, Any] = told(None)
         return shared
-    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache)
+    judge = make_judge(
+        reference,
+        extractor_name,
+        extractor_weights,
+        cache=cache,
+        reference_samples=reference_samples,
+        trained=trained_on(run, generator, reference, data_root) if reference.spec.kind == "images" else None,
+    )
     generated, found, evidence = _judge_sets(generator, sampler, sets, judge, report)
     report("seconds", count, count)
     speed = speed_scores(
@@ -121,7 +132,7 @@ def evaluate(  # noqa: PLR0913
     pictures = run.folder / "eval" / method.tag(sampler)
     _draw(generator, sampler, seed, generated, reference, pictures)
     if evidence is not None:
-        save_evidence(generated, reference.x, evidence, pictures)
+        save_evidence(generated, evidence, pictures)
 
     words = f"seed {seed}" if repeats == 1 else f"seeds {seed} to {seed + repeats - 1}"
     about = {
@@ -130,7 +141,20 @@ def evaluate(  # noqa: PLR0913
         **speed.protocol,
         "lossless": True,  # samples are judged as they were made, never written to a file before
         "sampling_repeats": repeats,
-        "command": _command(run, sampler, samples, seed, repeats, extractor_name, data),
+        "command": evaluation_command(
+            run.folder,
+            {
+                "samples": samples,
+                **asdict(sampler),
+                "extractor": extractor_name,
+                "extractor_weights": extractor_weights,
+                "data": _named(run, reference) if isinstance(data, Dataset) else data,
+                "data_root": data_root,
+                "reference_samples": reference_flag(reference_samples),
+                "seed": seed or None,
+                "repeats": repeats if repeats > 1 else None,
+            },
+        ),
         "seeds": f"{words}, samples 0 to {count - 1}",
         **_sampling(run, method, sampler),
         "seconds": round(time.perf_counter() - started, 1),
@@ -180,23 +204,9 @@ def _path_length(
     return {"path_length": feature_path_length(method.latent_path, judge, seeds[:PATHS])}
 
 
-def _command(  # noqa: PLR0917
-    run: Run,
-    sampler: Sampler,
-    samples: int | None,
-    seed: int,
-    repeats: int,
-    extractor: str | None,
-    data: str | Dataset | None,
-) -> str:
-    """What to type to score the run again in this way."""
-    parts = ["trilemma", "evaluate", str(run.folder)]
-    given = {"samples": samples, **asdict(sampler), "extractor": extractor}
-    given |= {"data": data if isinstance(data, str) else None}
-    given |= {"seed": seed or None, "repeats": repeats if repeats > 1 else None}
-    for name, value in given.items():
-        parts += [f"--{name}", str(value)] if value is not None else []
-    return shlex.join(parts)
+def _named(run: Run, reference: Dataset) -> str | None:
+    """What a reference given as an object is called; None for the run's own data, which need not be named."""
+    return None if reference.digest == run.config()["data"].get("digest") else reference.name
 
 
 def _sampling(run: Run, method: Method, sampler: Sampler) -> dict[str, Any]:
@@ -236,22 +246,63 @@ def own_reference(run: Run, generator: Generator, data: str | Dataset | None, ro
     if isinstance(data, Dataset):
         reference = data
     else:
-        wanted = data or described.get("path") or described["name"]
-        spec = generator.spec
-        # Rectangles are loaded at their own size: one number would cut them square.
-        size = spec.height if spec.kind == "images" and spec.height == spec.width else None
-        channels = spec.channels if spec.kind == "images" else None
         with join().main_process_first():  # it may have to download
-            reference = load_data(wanted, root=root, size=size, channels=channels)
-        if data is None and reference.digest != described.get("digest", reference.digest):
-            raise RunError(
-                f"{run.folder} was trained on {described['name']} with digest {described['digest'][:12]}, "
-                f"but that data now has {reference.digest[:12]}: restore it or name a reference with --data"
-            )
+            reference = _load(data or _place(described), generator, root)
+        if data is None:
+            _refuse_changed(run, described, reference)
     if reference.spec.shape != generator.spec.shape:
         raise DataError(f"{reference.name} has shape {reference.spec.shape}, the run makes {generator.spec.shape}")
     check_reference(reference)
     return reference
+
+
+def trained_on(run: Run, generator: Generator, reference: Dataset, root: Path | None) -> Trained:
+    """The images that the run was trained on, to look for copies in, and the test split of the same data.
+
+    They are not always at hand: a reference may be named because they are not.
+    """
+    described = run.config()["data"]
+    try:
+        data = reference
+        if reference.digest != described.get("digest"):
+            data = _load(_place(described), generator, root)
+            _refuse_changed(run, described, data)
+    except (RunError, DataError, ConfigError) as error:
+        return Trained(None, words=f"the training images are not at hand ({error})")
+    return Trained(data, _held_out(_place(described), generator, root))
+
+
+def _held_out(data: str, generator: Generator, root: Path | None) -> Dataset | None:
+    """The images of a data set that are not for training; None without any, or where they would have to be fetched."""
+    if data.startswith("hf:"):
+        return None
+    try:
+        found = _load(data, generator, root, "test")
+    except (DataError, ConfigError):
+        return None
+    return found if found.spec.shape == generator.spec.shape else None
+
+
+def _place(described: Mapping[str, Any]) -> str:
+    """What loads a run's data again."""
+    return str(described.get("path") or described["name"])
+
+
+def _load(data: str, generator: Generator, root: Path | None, split: Literal["train", "test"] = "train") -> Dataset:
+    """Data at the size and with the channels that a run makes."""
+    spec = generator.spec
+    # Rectangles are loaded at their own size: one number would cut them square.
+    size = spec.height if spec.kind == "images" and spec.height == spec.width else None
+    channels = spec.channels if spec.kind == "images" else None
+    return load_data(data, split=split, root=root, size=size, channels=channels)
+
+
+def _refuse_changed(run: Run, described: Mapping[str, Any], data: Dataset) -> None:
+    if data.digest != described.get("digest", data.digest):
+        raise RunError(
+            f"{run.folder} was trained on {described['name']} with digest {described['digest'][:12]}, "
+            f"but that data now has {data.digest[:12]}: restore it or name a reference with --data"
+        )
 
 
 def _draw(  # noqa: PLR0917

@@ -13,18 +13,18 @@ from trilemma.engine.judge import Evidence
 COLUMNS = 8
 
 
-def save_evidence(generated: Tensor, reference: Tensor, evidence: Evidence, folder: Path) -> None:
-    """neighbours.png and worst.png from uint8 samples (N, C, H, W) and all images of their reference.
+def save_evidence(generated: Tensor, evidence: Evidence, folder: Path) -> None:
+    """neighbours.png and worst.png from uint8 samples (N, C, H, W) and what was found of them.
 
-    neighbours.png, four rows: the samples that are nearest to the reference in pixels, and beneath each its nearest
-    image; the same in features. worst.png, two rows: the samples that are farthest from it in features, and beneath
-    each its nearest image.
+    neighbours.png, four rows: the samples that are nearest to the training images in pixels, and beneath each its
+    nearest image; the same in features. worst.png, two rows: the samples that are farthest from them in features, and
+    beneath each its nearest image.
     """
     pixels, seen = evidence.pixels, evidence.seen
     by_pixels, by_features = pixels.closest(COLUMNS), seen.closest(COLUMNS)
     rows = [
         generated[by_pixels],
-        reference[pixels.indices[by_pixels]],
+        evidence.audited[pixels.indices[by_pixels]],
         generated[by_features],
         evidence.shown[seen.indices[by_features]],
     ]

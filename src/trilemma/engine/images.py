@@ -20,9 +20,17 @@ from trilemma.config import require_all
 from trilemma.data import Dataset, content_digest, load_data
 from trilemma.data.given import GivenImages, load_given
 from trilemma.data.pictures import save_grid
+from trilemma.engine.again import evaluation_command, reference_flag
 from trilemma.engine.evaluate import GRID, Report
 from trilemma.engine.evidence import save_evidence
-from trilemma.engine.judge import MIN_SAMPLES, check_reference, make_judge, reference_protocol, verdict
+from trilemma.engine.judge import (
+    MIN_SAMPLES,
+    REFERENCE_SAMPLES,
+    check_reference,
+    make_judge,
+    reference_protocol,
+    verdict,
+)
 from trilemma.engine.run import IMAGES, Run
 from trilemma.engine.train import data_path, describe_data
 from trilemma.errors import ConfigError, DataError, RunError
@@ -58,6 +66,7 @@ def evaluate_images(  # noqa: PLR0913
     extractor_weights: Path | None = None,
     data_root: Path | None = None,
     cache: bool = True,
+    reference_samples: int | None = REFERENCE_SAMPLES,
     report: Report = lambda what, done, total: None,
     on_images: Callable[[Dataset], None] = lambda images: None,
 ) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def evaluate_images(  # noqa: PLR0913
         out: the folder for the result; default runs/NAME. One that holds such a result already is written anew.
         size: reference and images become size x size; without it the images must have the reference's size.
         samples: how many of the images are scored, drawn with ``seed``; default all.
+        reference_samples: how many of the reference they are compared with; None: all.
         on_images: called with the images once they are read.
 
     Raises:
@@ -87,7 +97,7 @@ def evaluate_images(  # noqa: PLR0913
     given = load_given(path, reference.spec, size=size)
     on_images(given.data)
     x, words = _choose(path, given.data.x, samples, seed)
-    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache)
+    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache, reference_samples=reference_samples)
     report("scores", 0, len(x))
     judgement = judge(x)
     found = verdict([judgement])
@@ -99,7 +109,23 @@ def evaluate_images(  # noqa: PLR0913
         "generated_digest": content_digest(x),
         "lossless": given.lossless,
         "formats": list(given.formats),
-        "resized": given.resized,
+        # Stated only where it is so: what a run makes is never resized, and equal protocols have equal fingerprints.
+        **({"resized": True} if given.resized else {}),
+        "command": evaluation_command(
+            path,
+            {
+                "data": data.name if isinstance(data, Dataset) else data,
+                "name": name,
+                "out": out,
+                "size": size,
+                "samples": samples,
+                "seed": seed or None,
+                "extractor": extractor_name,
+                "extractor_weights": extractor_weights,
+                "data_root": data_root,
+                "reference_samples": reference_flag(reference_samples),
+            },
+        ),
         "seeds": words,
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 1),
@@ -122,7 +148,7 @@ def evaluate_images(  # noqa: PLR0913
     shown = torch.linspace(0, len(x) - 1, min(len(x), GRID)).round().long()  # evenly: they may lie class by class
     save_grid(x[shown], folder / "eval" / "default" / "samples.png", columns=8)
     if judgement.evidence is not None:
-        save_evidence(x, reference.x, judgement.evidence, folder / "eval" / "default")
+        save_evidence(x, judgement.evidence, folder / "eval" / "default")
     write_json(folder / "eval.json", result)
     written: dict[str, Any] = finite(result)
     return written

@@ -20,9 +20,9 @@ from trilemma.data import Dataset
 from trilemma.data.known import default_root
 from trilemma.errors import DataError
 from trilemma.measure.cache import cached_features
-from trilemma.measure.features import STACKED_DATA, FeatureSet, default_extractor, extract, load_extractor
+from trilemma.measure.features import STACKED_DATA, Extractor, FeatureSet, default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
-from trilemma.measure.memorisation import Audit, audit
+from trilemma.measure.memorisation import UNSEEN, Audit, audit
 from trilemma.measure.modes import mode_scores
 from trilemma.measure.neighbours import COVERAGE_NEIGHBOURS, density_coverage
 from trilemma.measure.stacked import histogram_scores, stacked_numbers
@@ -31,18 +31,32 @@ from trilemma.measure.uncertainty import counted_intervals, fid_infinity, reliab
 REFERENCE_SAMPLES = 10_000  # for nearest neighbours; drawn once, by a fixed seed
 REFERENCE_SEED = 0
 MIN_SAMPLES = 10  # fewer say nothing
+FEWEST_UNSEEN = 100  # images, for a hundredth of them to be one
 FEWEST_FOR_A_LINE = 20  # samples, to draw FID against their number
 RESIZE = "Lanczos, shorter side, centre cropped"  # where the reference had another size; see `data.decode`
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What copies are looked for in, whatever the samples are scored against."""
+
+    data: Dataset | None  # the images trained on; None where they are not at hand
+    unseen: Dataset | None = None  # images of the same kind that were not trained on, where there are any
+    words: str = "training images"  # what ``data`` is, or why there is none
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What lies behind the scores of images: features of both sets, and the nearest real image of each sample."""
+    """What lies behind the scores of images: features of both sets, and the nearest training image of each sample.
+
+    Where the training images are not known or not at hand, those of the reference stand in their place.
+    """
 
     features: tuple[FeatureSet, FeatureSet]
-    pixels: Audit  # among all images of the reference, by pixels
+    pixels: Audit  # among ``audited``, by pixels
+    audited: Tensor  # all training images, uint8 (N, C, H, W)
     seen: Audit  # among ``shown``, by features
-    shown: Tensor  # the images of the reference whose features are compared, uint8 (M, C, H, W)
+    shown: Tensor  # the training images whose features are compared, uint8 (M, C, H, W)
 
 
 @dataclass(frozen=True)
@@ -68,16 +82,43 @@ class Verdict:
 Judge = Callable[[Tensor], Judgement]
 
 
-def make_judge(data: Dataset, extractor: str | None, weights: Path | None, *, cache: bool = True) -> Judge:
+def make_judge(  # noqa: PLR0913
+    data: Dataset,
+    extractor: str | None,
+    weights: Path | None,
+    *,
+    cache: bool = True,
+    reference_samples: int | None = REFERENCE_SAMPLES,
+    trained: Trained | None = None,
+) -> Judge:
     """The judge of samples against ``data``: images by an extractor (default: the data's), points by their modes.
 
     Args:
         cache: keep the reference's features in the user's cache folder, or take them from there.
+        reference_samples: how many images of the reference are looked at by the extractor; None: all. As many of the
+            training images are, for copies in features.
+        trained: where copies are looked for; default ``data``, which may not be what was trained on.
 
     Raises:
         ConfigError, DataError, ExtractorError: what cannot be judged, before any sample is made.
     """
-    return _points(data, extractor, weights) if data.spec.kind == "points" else _images(data, extractor, weights, cache)
+    require(
+        reference_samples is None or reference_samples >= MIN_SAMPLES,
+        f"--reference-samples must be all or at least {MIN_SAMPLES}, not {reference_samples}",
+    )
+    if data.spec.kind == "points":
+        require(
+            reference_samples == REFERENCE_SAMPLES, "points are scored by their modes: leave out --reference-samples"
+        )
+        return _points(data, extractor, weights)
+    trained = trained or Trained(data, words="reference, as the training images are not known")
+    return _images(
+        data,
+        load_extractor(extractor or default_extractor(data.name, data.spec), weights, spec=data.spec),
+        reference_samples,
+        trained,
+        default_root() / "features" if cache else None,
+    )
 
 
 def check_reference(data: Dataset) -> None:
@@ -124,32 +165,44 @@ def mean_interval(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values)) - half, float(np.mean(values)) + half]
 
 
-def _images(data: Dataset, name: str | None, weights: Path | None, cache: bool) -> Judge:
-    extractor = load_extractor(name or default_extractor(data.name, data.spec), weights, spec=data.spec)
-    reference = data.x
-    if len(reference) > REFERENCE_SAMPLES:
-        order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(REFERENCE_SEED))
-        reference = reference[order[:REFERENCE_SAMPLES]]
-    truth = cached_features(reference, extractor, default_root() / "features" if cache else None)
+def drawn(x: Tensor, count: int | None = REFERENCE_SAMPLES) -> Tensor:
+    """``count`` of ``x`` (N, ...), drawn once and for all by a fixed seed: sets often lie class by class. All of them
+    where there are no more, or count is None."""
+    if count is None or len(x) <= count:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(REFERENCE_SEED))[:count]]
+
+
+def _images(data: Dataset, extractor: Extractor, samples: int | None, trained: Trained, cache: Path | None) -> Judge:
+    reference = drawn(data.x, samples)
+    truth = cached_features(reference, extractor, cache)
+    audited, shown, known = data.x, reference, truth
+    if trained.data is not None and trained.data.digest != data.digest:
+        audited, shown = trained.data.x, drawn(trained.data.x, samples)
+        known = cached_features(shown, extractor, cache)
+    unseen = None
+    if trained.unseen is not None and len(trained.unseen) >= FEWEST_UNSEEN:
+        unseen = drawn(trained.unseen.x, UNSEEN)
 
     digits = load_extractor("digits") if data.name == STACKED_DATA else None
 
     def judge(generated: Tensor) -> Judgement:
         seen = extract(generated, extractor)
-        evidence = Evidence((seen, truth), audit(generated, data.x), audit(seen.features, truth.features), reference)
+        pixels, features = audit(generated, audited, unseen), audit(seen.features, known.features)
+        evidence = Evidence((seen, truth), pixels, audited, features, shown)
         scores: dict[str, float | None] = {
             **fidelity_from_features(seen, truth),
             **density_coverage(seen.features, truth.features),
         }
         if len(seen) >= FEWEST_FOR_A_LINE:
             scores["fid_infinity"] = fid_infinity(seen, truth)
-        scores["near_copies"] = evidence.pixels.scores["near_copies"]
+        scores["near_copies"] = None if trained.data is None else pixels.scores["near_copies"]
         numbers = None if digits is None else stacked_numbers(generated, digits)
         if numbers is not None:
             scores |= histogram_scores(numbers)
         protocol = fidelity_protocol(seen, truth) | {
             "coverage_neighbours": COVERAGE_NEIGHBOURS,
-            "copies": {"pixels": _rounded(evidence.pixels.scores), "features": _rounded(evidence.seen.scores)},
+            "copies": _copies(trained, evidence, 0 if unseen is None else len(unseen)),
             "cautions": reliability(len(seen), len(truth), seen.features.shape[1]),
         }
         return Judgement(scores, protocol, evidence, None if numbers is None else (numbers, histogram_scores))
@@ -157,8 +210,17 @@ def _images(data: Dataset, name: str | None, weights: Path | None, cache: bool) 
     return judge
 
 
-def _rounded(scores: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in scores.items()}
+def _copies(trained: Trained, evidence: Evidence, unseen: int) -> dict[str, Any]:
+    """Among what copies were looked for, among how many, what stood for unseen images, and what was found."""
+    if trained.data is None:
+        return {"among": "nothing", "reason": trained.words}
+    parts = {"pixels": (evidence.pixels, evidence.audited), "features": (evidence.seen, evidence.shown)}
+    each = "the images themselves, each among the others"
+    stood = {"pixels": f"{unseen} held-out images" if unseen else each, "features": each}
+    return {"among": trained.words} | {
+        name: {key: round(value, 4) for key, value in found.scores.items()} | {"images": len(x), "unseen": stood[name]}
+        for name, (found, x) in parts.items()
+    }
 
 
 def _points(data: Dataset, name: str | None, weights: Path | None) -> Judge:
