@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 from same_run import assert_same_run, log, quick_plan
 from tiny import tiny_options, tiny_plan, weights
 from trilemma.engine import loop, machine
+from trilemma.engine import train as training
 from trilemma.engine.budget import Budget
 from trilemma.engine.checkpoint import checkpoints
 from trilemma.engine.loop import Trainer
@@ -24,6 +27,8 @@ from trilemma.engine.machine import make_accelerator
 from trilemma.engine.run import Run
 from trilemma.engine.train import Plan, train
 from trilemma.errors import ConfigError, NonFiniteError, RunError
+from trilemma.measure.features import FeatureSet
+from trilemma.measure.watch import Watch
 from trilemma.methods import method_class
 
 # What it writes
@@ -75,10 +80,59 @@ def test_what_the_watch_sees_is_logged_and_said_once(tmp_path: Path, monkeypatch
     assert [record.get("warnings", []) for record in looks] == [[], said, [], []]
 
 
-def test_the_watch_takes_no_more_time_than_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "WATCH_SHARE", 1e-9)
-    train(tiny_plan(images=32, watch_samples=500, snapshots=4), tmp_path / "run")
+@pytest.mark.parametrize("slow", [0.0, 0.3])
+def test_the_watch_takes_no_more_time_than_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: float
+) -> None:
+    """All looks but the first, whose time nobody knows before; a slow one is not repeated until it is affordable."""
+    monkeypatch.setattr(loop, "LEAST_WATCHED", 10)  # so that seconds of training suffice
+    look = Watch.look
+
+    def slowly(self: Watch, samples: Tensor) -> dict[str, float]:
+        time.sleep(slow)
+        return look(self, samples)
+
+    monkeypatch.setattr(Watch, "look", slowly)
+    plan = replace(tiny_plan(watch_samples=50, snapshots=3, checkpoint_minutes=9.0), budget=Budget(minutes=0.06))
+    train(plan, tmp_path / "run")
+    records = Run(tmp_path / "run").read_log()
+    first, *later = [record["watch_seconds"] for record in records if "watch_seconds" in record]
+    assert first + sum(later) <= 0.03 * records[-1]["seconds"] + first
+    assert not (slow and later)
+
+
+@pytest.mark.parametrize("why", ["no time", "few images"])
+def test_a_training_that_nothing_watches_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(loop, "WATCH_SHARE", 1e-9 if why == "no time" else 1e6)
+    plan = tiny_plan(images=32, watch_samples=500, snapshots=4)
+    if why == "few images":
+        plan = replace(plan, data=replace(plan.data, x=plan.data.x[:60], labels=None))
+    said: list[str] = []
+    train(plan, tmp_path / "run", report=lambda progress: said.extend(progress.warnings))
+    (words,) = said
+    assert words.startswith(f"nothing watches for collapse and copies: {0 if why == 'no time' else 60} samples")
+    assert [record["warnings"] for record in log(tmp_path / "run") if "warnings" in record] == [said]
     assert not [record for record in log(tmp_path / "run") if "watch" in record]
+
+
+def test_the_quick_score_compares_with_images_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those that an evaluation draws: a folder lies class by class, so its first images are of a few kinds."""
+    seen: list[Tensor] = []
+
+    def extract(x: Tensor, extractor: object) -> FeatureSet:
+        seen.append(x)
+        return FeatureSet(torch.rand(len(x), 3, dtype=torch.float64), None, "made-up", "0")
+
+    monkeypatch.setattr(training, "extract", extract)
+    plan = tiny_plan(probe_samples=20)
+    x = torch.arange(10_500).remainder(256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    plan = replace(plan, data=replace(plan.data, x=x))
+    some = SimpleNamespace(stored=lambda seeds, sampler: x[:20], method=SimpleNamespace(preview=lambda: None))
+    assert training._probe(plan)(some).keys() == {"fid"}
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:10_000]
+    assert torch.equal(seen[0], x[order])
 
 
 def test_snapshots_do_not_change_the_training(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from trilemma.types import Batch
 
 GRID_SEEDS = sample_seeds(0, 0, 64)  # the same at every snapshot: one sees it learn
 LOG_SECONDS = 2.0
-WATCH_SHARE = 0.02  # of the training time between two snapshots may go into the watch's samples
+WATCH_SHARE = 0.03  # of the training time may go into the watch, two thirds of it into its samples
 LEAST_WATCHED = 100  # samples; with fewer, shares of a hundredth mean nothing
 Probe = Callable[[Generator], Mapping[str, float]]
 Report = Callable[["Progress"], None]
@@ -86,6 +86,8 @@ class Trainer:
         self.probe, self.watch, self.report, self.accelerator = probe, watch, report, accelerator
         self.stop = stop or Stop()
         self._looks: list[dict[str, Any]] = []  # what the watch saw
+        self._look_seconds: list[float] | None = None  # how long it took; None: see the log
+        self._told_unwatched = False
         if accelerator.log_with:
             accelerator.init_trackers("trilemma")
         set_seed(seed + accelerator.process_index)
@@ -290,21 +292,43 @@ class Trainer:
         set_random_state(state)
 
     def _look(self, seconds_an_image: float) -> dict[str, Any]:
-        """What the watch sees and has to say, for the log; nothing where its samples would take too long."""
+        """What the watch sees and has to say, for the log; nothing where it would take too long.
+
+        All looks together take at most ``WATCH_SHARE`` of the training time, one taken to be as long as the one before;
+        how long the first takes cannot be known.
+        """
         if self.watch is None:
             return {}
         pause = self.clock.seconds / self.progress.fraction / self.training.snapshots
-        n = min(self.training.watch_samples, len(self.data), int(WATCH_SHARE * pause / seconds_an_image))
+        n = min(self.training.watch_samples, len(self.data), int(2 / 3 * WATCH_SHARE * pause / seconds_an_image))
         if n < LEAST_WATCHED:
+            return self._unwatched(n)
+        if self._look_seconds is None:  # the start, or a resume
+            self._look_seconds = [
+                record["watch_seconds"] for record in self.run.read_log() if "watch_seconds" in record
+            ]
+        if sum(self._look_seconds) + sum(self._look_seconds[-1:]) > WATCH_SHARE * self.clock.seconds:
             return {}
         started = time.perf_counter()
         seen = self.watch.look(self.generator.stored(sample_seeds(2, 0, n), self.method.preview()))
         seconds = time.perf_counter() - started
+        self._look_seconds.append(seconds)
         self._looks.append({**seen, "images": self.progress.images, "fraction": self.progress.fraction})
         self.progress.warnings = alarms(self._looks)
         told = {"warnings": self.progress.warnings} if self.progress.warnings else {}
         watch = {name: round(value, 4) for name, value in seen.items()}
         return {"watch": watch, "watch_seconds": round(seconds, 3), **told}
+
+    def _unwatched(self, n: int) -> dict[str, Any]:
+        """Says once that the watch is off, as it would see only ``n`` samples."""
+        if self._told_unwatched or self._looks:
+            return {}
+        self._told_unwatched = True
+        self.progress.warnings = [
+            f"nothing watches for collapse and copies: {n} samples could be looked at, and shares of less than "
+            f"{LEAST_WATCHED} mean nothing; use fewer snapshots or more images, or set training.watch_samples to 0"
+        ]
+        return {"warnings": self.progress.warnings}
 
     def _finish(self) -> None:
         self.progress.fraction = 1.0

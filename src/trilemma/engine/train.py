@@ -15,7 +15,8 @@ from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
 from trilemma.engine.cpu import settle_cpu
 from trilemma.engine.generator import Generator, sample_seeds
-from trilemma.engine.loop import LEAST_WATCHED, Probe, Progress, Trainer
+from trilemma.engine.judge import drawn
+from trilemma.engine.loop import Probe, Progress, Trainer
 from trilemma.engine.machine import make_accelerator
 from trilemma.engine.processes import check_shares, company, join, restarted, told
 from trilemma.engine.run import Run
@@ -261,11 +262,9 @@ def _config(plan: Plan, title: str) -> dict[str, Any]:
 
 
 def _watch(plan: Plan) -> Watch | None:
-    """For images, where there are enough of them to tell kinds apart."""
+    """For images, if it is wanted."""
     wanted = plan.training.watch_samples > 0 and plan.training.snapshots > 0
-    return (
-        Watch(plan.data.x) if wanted and plan.data.spec.kind == "images" and len(plan.data) >= LEAST_WATCHED else None
-    )
+    return Watch(plan.data.x) if wanted and plan.data.spec.kind == "images" else None
 
 
 def _probe(plan: Plan) -> Probe:
@@ -285,7 +284,7 @@ def _probe(plan: Plan) -> Probe:
 
     def probe(generator: Generator) -> dict[str, float]:
         if not reference:
-            reference.append(extract(data.x[:10_000], extractor))
+            reference.append(extract(drawn(data.x), extractor))  # as an evaluation's: sets often lie class by class
         samples = generator.stored(seeds, generator.method.preview())
         return {"fid": fid_only(extract(samples, extractor), reference[0])}
 

@@ -4,10 +4,13 @@ Cheap on purpose: neighbours are looked for among thumbnails, images averaged to
 is needed. With S the n samples of a look, X all N training images and X_n a fixed n of them,
 
     coverage   share of X_n whose ball up to its 5th nearest neighbour in X_n holds a sample     (Naeem et al. 2020)
-    repeats    share of S nearer to another sample than all but 1 % of X_n are to another of X_n
-    copies     share of S nearer to an image of X than all but 1 % of X_n are to another of X
+    repeats    share of S as near to another sample as few of X_n are to another of X_n
+    copies     share of S as near to an image of X as few of X_n are to another of X
 
-Samples drawn like the data would have coverage 1 - 2^-5, and 0.01 of the other two, for any data.
+Few: the nearest 1 % of those that have no duplicate, and all that have one. If they are a share u of X_n, and the same
+distance takes in a share s of S, the value is (s - u) / (1 - u), or 0 where that is negative. Samples drawn like the
+data would have coverage 1 - 2^-5, and about 0 of the other two, for any data; exact copies have 1, however many
+duplicates the data holds among other images.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from torch.nn import functional as F
 from trilemma.measure.neighbours import density_coverage, kth_distances, nearest
 
 SIDE = 8  # pixels of a thumbnail
-USUAL = 0.01  # of repeats and copies
-ALARM = 0.1  # ten times what is usual
+USUAL = 0.01  # of the images without a duplicate are that near to another
+ALARM = 0.1  # of repeats and copies, ten times as many
 FALL = 0.6  # of the best coverage so far
 LEAST = 0.2  # coverage that has to be reached before it can fall
 MENDING = 0.9  # of the share of repeats before: with less, the samples are growing apart
@@ -46,22 +49,28 @@ class Watch:
         self._x = thumbnails(x)
         # A fixed order of its own: the training's random state stays as it is.
         self._chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by n: the distances of X_n among themselves, and in X
 
     def look(self, samples: Tensor) -> dict[str, float]:
         """``coverage``, ``repeats`` and ``copies`` of uint8 samples (n, C, H, W), n from 10 to N."""
-        s, own = thumbnails(samples), self._chosen[: len(samples)]
-        real = self._x[own]
-        among_real = torch.quantile(kth_distances(real, 1), USUAL)
-        to_training = torch.quantile(nearest(real, self._x, own=own)[0], USUAL)
+        s, n = thumbnails(samples), len(samples)
+        real = self._x[self._chosen[:n]]
+        if n not in self._own:  # half the work, and the same at every look
+            self._own = {n: (kth_distances(real, 1), nearest(real, self._x, own=self._chosen[:n])[0])}
+        among_real, to_training = self._own[n]
         return {
             "coverage": density_coverage(s, real)["coverage"],
-            "repeats": _share(kth_distances(s, 1) < among_real),
-            "copies": _share(nearest(s, self._x)[0] < to_training),
+            "repeats": _beyond(kth_distances(s, 1), among_real),
+            "copies": _beyond(nearest(s, self._x)[0], to_training),
         }
 
 
-def _share(found: Tensor) -> float:
-    return found.double().mean().item()
+def _beyond(found: Tensor, real: Tensor) -> float:
+    """(s - u) / (1 - u) of distances of samples and of real images; see above."""
+    apart = real[real > 0]
+    threshold = torch.quantile(apart, USUAL) if len(apart) else torch.zeros((), dtype=real.dtype)
+    near, usual = ((distances <= threshold).double().mean().item() for distances in (found, real))
+    return max(0.0, (near - usual) / (1 - usual)) if usual < 1 else 0.0
 
 
 def alarms(looks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,12 +97,12 @@ def _raised(looks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     # Young generators make samples that are much alike, less so with every look: no reason for an alarm.
     if last["repeats"] > ALARM and len(looks) > 1 and last["repeats"] > MENDING * looks[-2]["repeats"]:
         found["repeats"] = (
-            f"{last['repeats']:.0%} of the samples repeat another one ({USUAL:.0%} is usual): "
+            f"{last['repeats']:.0%} of the samples repeat another one, beyond what the data do: "
             "the generator collapses; try a lower learning rate or a stronger penalty (r1_gamma)"
         )
     if last["copies"] > ALARM:
         found["copies"] = (
-            f"{last['copies']:.0%} of the samples are nearly a training image ({USUAL:.0%} is usual): "
+            f"{last['copies']:.0%} of the samples are nearly a training image, beyond what the data are: "
             "the set may be too small for this model; stop earlier, use more images or augmentation"
         )
     return found
