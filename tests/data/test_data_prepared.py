@@ -20,6 +20,7 @@ from trilemma.data import load_data, prepared, usual_size
 from trilemma.data.dataset import content_digest
 from trilemma.data.decode import fit
 from trilemma.data.prepared import Preparation, is_prepared, prepare
+from trilemma.engine.judge import reference_protocol
 from trilemma.errors import ConfigError, DataError, RunError
 
 RED = (255, 0, 0)
@@ -91,6 +92,25 @@ def test_what_is_not_held_out_is_no_split(tmp_path: Path) -> None:
     out = prepare(str(save(tmp_path / "photos" / "a.png").parent), tmp_path / "out")
     with pytest.raises(DataError, match="has no held-out images"):
         load_data(str(out), split="test")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Preparation(), "Lanczos, shorter side, centre cropped"),
+        (Preparation(size=8), "Lanczos, shorter side, centre cropped"),
+        (Preparation(size=8, filter="box"), "Box, shorter side, centre cropped"),
+        (Preparation(size=8, filter="box", crop="pad"), "Box, longer side, white beside"),
+        (Preparation(size=8, crop="none"), "Lanczos, shorter side, not cropped"),
+    ],
+)
+def test_how_images_were_resized_is_known(tmp_path: Path, how: Preparation, words: str) -> None:
+    """Also to a protocol, and with what was done to them since."""
+    out = prepare(str(save(tmp_path / "photos" / "a.png").parent), tmp_path / "out", how)
+    data = load_data(str(out))
+    assert data.resize == words == reference_protocol(data)["resize"]
+    again = "" if words.startswith("Lanczos, shorter side, centre") else "; then Lanczos, shorter side, centre cropped"
+    assert load_data(str(out), size=6).resize == words + again
 
 
 def test_the_array_stays_on_the_disk(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_what_the_samples_are_compared_with() -> None:
         "split": "train",
         "size": "8x8",
         "channels": 1,
-        "resize": judging.RESIZE,
+        "resize": "Lanczos, shorter side, centre cropped",
         "reference_seed": 0,
     }
     assert reference_protocol(tiny_data("gaussians")).keys() == {"data", "data_digest", "split"}

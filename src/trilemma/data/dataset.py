@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trilemma.data.decode import resizing
 from trilemma.errors import ConfigError, DataError, NonFiniteError
 from trilemma.types import Batch, DataSpec
 
@@ -47,6 +48,8 @@ class Dataset:
     # Points only: the true centres (K, 2) and the standard deviation around each.
     modes: Tensor | None = None
     sigma: float | None = None
+    # Images: how those of other sizes were resized, in words.
+    resize: str = resizing()
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -76,10 +79,11 @@ def make_dataset(
     modes: Tensor | None = None,
     sigma: float | None = None,
     digest: str | None = None,
+    resize: str | None = None,
 ) -> Dataset:
     """A ``Dataset`` of images uint8 (N, C, H, W) or points float32 (N, 2, 1, 1). One class is no class: no labels.
 
-    ``digest``: that of the content, where it is known already.
+    ``digest``: that of the content, where it is known already. ``resize``: how images were resized, if not as usual.
 
     Raises:
         DataError: nothing in it.
@@ -102,6 +106,7 @@ def make_dataset(
         skipped=tuple(skipped),
         modes=modes,
         sigma=sigma,
+        resize=resizing() if resize is None else resize,
     )
 
 

@@ -30,6 +30,16 @@ _THUMBNAIL = 8  # pixels a side
 Crop = Literal["center", "none", "pad"]
 Filter = Literal["lanczos", "box"]
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_CROPS = {
+    "center": "shorter side, centre cropped",
+    "none": "shorter side, not cropped",
+    "pad": "longer side, white beside",
+}
+
+
+def resizing(crop: Crop = "center", resample: Filter = "lanczos") -> str:
+    """In words how pictures of other sizes are brought to the size wanted."""
+    return f"{resample.capitalize()}, {_CROPS[crop]}"
 
 
 class UnusableError(Exception):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from trilemma.config import build, plain, require_all
 from trilemma.data.dataset import Dataset, content_digest, make_dataset
-from trilemma.data.decode import Crop, Filter, Picture, fit, read_picture
+from trilemma.data.decode import Crop, Filter, Picture, fit, read_picture, resizing
 from trilemma.data.folder import Source, bombs_refused, in_threads, nothing_readable, read_entry, stack
 from trilemma.data.listing import shown
 from trilemma.data.source import open_source
@@ -59,6 +59,10 @@ class Preparation:
             (self.filter in ("lanczos", "box"), f"--filter {self.filter}: must be lanczos or box"),
             (self.size is not None or self.crop != "pad", "--crop pad needs --size"),
         )
+
+    def words(self) -> str:
+        """How pictures of other sizes were resized."""
+        return resizing() if self.size is None else resizing(self.crop, self.filter)
 
     def read(self, stream: Any) -> Picture:
         """One picture."""
@@ -368,7 +372,18 @@ def load_prepared(path: Path, *, split: str, size: int | None = None, channels: 
         source=f"{found.source}, prepared",
         skipped=found.skipped,
         digest=found.digest if fitted is x else None,
+        resize=_resized(path, None if fitted.shape[2:] == x.shape[2:] else resizing()),
     )
+
+
+def _resized(path: Path, again: str | None) -> str:
+    """How the pictures were resized when they were prepared, and ``again`` for another size since."""
+    settings = read_json(path / INDEX).get("settings")
+    try:
+        words = build(Preparation, settings if isinstance(settings, dict) else {}, str(path / INDEX)).words()
+    except ConfigError as error:
+        raise _damaged(path, str(error)) from None
+    return words if again in (None, words) else f"{words}; then {again}"
 
 
 def _splits(path: Path) -> dict[str, Split]:

@@ -33,7 +33,6 @@ REFERENCE_SEED = 0
 MIN_SAMPLES = 10  # fewer say nothing
 FEWEST_UNSEEN = 100  # images, for a hundredth of them to be one
 FEWEST_FOR_A_LINE = 20  # samples, to draw FID against their number
-RESIZE = "Lanczos, shorter side, centre cropped"  # where the reference had another size; see `data.decode`
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def reference_protocol(data: Dataset) -> dict[str, Any]:
     return about | {
         "size": f"{data.spec.width}x{data.spec.height}",
         "channels": data.spec.channels,
-        "resize": RESIZE,
+        "resize": data.resize,  # where it had another size
         "reference_seed": REFERENCE_SEED,
     }
 
