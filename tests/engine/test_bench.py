@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +48,15 @@ def test_one_entry_a_batch_and_batch_1_always(copied: Runs, roof: None) -> None:
     low, high = row["seconds_per_image_batch_1_quartiles"]
     assert low <= row["seconds_per_image_batch_1"] <= high
     assert row["seconds_per_image_batch_1"] == pytest.approx(1 / row["batches"][0]["images_per_second"])
+
+
+def test_the_floating_point_type_is_that_of_the_weights(copied: Runs, roof: None) -> None:
+    """As it would be for a run in half precision, of which one network is enough."""
+    generator = Generator.load(copied("ddgan"))
+    assert generator.precision == "float32"
+    generator.method.generator.bfloat16()
+    speeds = [SimpleNamespace(memory=SimpleNamespace(kind="none"))]
+    assert module._protocol(generator, ROOF, speeds, 1, 1.0)["precision"] == "bfloat16"
 
 
 def test_flops_are_those_of_the_network_times_its_evaluations(copied: Runs, roof: None) -> None:

@@ -191,7 +191,7 @@ def _protocol(
         "shape": list(generator.spec.shape),
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "device": str(generator.method.device),
-        "precision": "float32",
+        "precision": generator.precision,
         "threads": torch.get_num_threads(),
         "repeats": repeats,
         "limit_seconds": limit_seconds,

@@ -156,7 +156,7 @@ def evaluate(  # noqa: PLR0913
             },
         ),
         "seeds": f"{words}, samples 0 to {count - 1}",
-        **_sampling(run, method, sampler),
+        **_sampling(run, generator, sampler),
         "seconds": round(time.perf_counter() - started, 1),
     }
     result = {
@@ -209,12 +209,12 @@ def _named(run: Run, reference: Dataset) -> str | None:
     return None if reference.digest == run.config()["data"].get("digest") else reference.name
 
 
-def _sampling(run: Run, method: Method, sampler: Sampler) -> dict[str, Any]:
+def _sampling(run: Run, generator: Generator, sampler: Sampler) -> dict[str, Any]:
     """What made the samples, and on what."""
-    weights = [p for network in method.sampling_networks().values() for p in network.parameters()]
+    weights = [p for network in generator.method.sampling_networks().values() for p in network.parameters()]
     return {
         "steps": sampler.steps,
-        "precision": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
+        "precision": generator.precision,
         "parameters": sum(p.numel() for p in weights),
         **_trained(run),
         "threads": torch.get_num_threads(),

@@ -54,6 +54,13 @@ class Generator:
         """The shape of one sample."""
         return self.method.spec
 
+    @property
+    def precision(self) -> str:
+        """The floating-point types of the weights that sample."""
+        networks = self.method.sampling_networks().values()
+        kinds = {p.dtype for network in networks for p in network.parameters()}
+        return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+
     def sample(  # noqa: PLR0913
         self,
         n: int = 64,
