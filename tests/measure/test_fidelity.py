@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from golden import golden
 from trilemma.errors import ConfigError
 from trilemma.measure import fidelity
 from trilemma.measure.digits_cnn import sklearn_digits
 from trilemma.measure.features import FeatureSet, extract, load_extractor
-from trilemma.measure.fidelity import fid_only, fidelity_from_features, fidelity_protocol, fidelity_scores
+from trilemma.measure.fidelity import (
+    fid_only,
+    fidelity_from_features,
+    fidelity_protocol,
+    fidelity_scores,
+    precision_recall,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +75,23 @@ def test_precision_and_recall_with_ties(reference: Mapping[str, Any]) -> None:
     assert (found["precision"], found["recall"]) == pytest.approx(tuple(expected[:2]), abs=1e-6)
 
 
-def test_distance_matrix_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = cloud(130), cloud(90, scale=1.3, seed=1)
-    whole = fidelity_from_features(a, b)
-    monkeypatch.setattr(fidelity, "_ROWS", 7)
-    assert fidelity_from_features(a, b) == whole
+def test_distance_matrix_in_parts_changes_nothing() -> None:
+    a, b = cloud(130).features, cloud(90, scale=1.3, seed=1).features
+    assert precision_recall(a, b, memory=5_000) == precision_recall(a, b)
+
+
+@pytest.mark.parametrize("kind", ["clouds", "digits"])
+def test_precision_and_recall_are_the_library_s(kind: str) -> None:
+    if kind == "clouds":
+        g, r = cloud(900, scale=1.2).features, cloud(700, seed=1).features
+    else:
+        digits, extractor = sklearn_digits(train=True).x, load_extractor("digits")
+        g, r = (extract(part, extractor).features for part in (digits[:250], digits[250:550]))
+    expected = prc_features_to_metric(g.double(), r.double(), prc_neighborhood=3, prc_batch_size=100, verbose=False)
+    found = precision_recall(g, r)
+    assert found["precision"] == pytest.approx(float(expected[KEY_METRIC_PRECISION]), abs=1e-6)
+    assert found["recall"] == pytest.approx(float(expected[KEY_METRIC_RECALL]), abs=1e-6)
+    assert 0.05 < found["precision"] < 1 and 0.05 < found["recall"] < 1
 
 
 def test_frechet_distance_of_few_samples(reference: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from trilemma.errors import ConfigError
 from trilemma.measure import fidelity
 from trilemma.measure.digits_cnn import sklearn_digits
 from trilemma.measure.features import extract, load_extractor
-from trilemma.measure.fidelity import fidelity_from_features
+from trilemma.measure.fidelity import fidelity_from_features, precision_recall
 from trilemma.measure.memory import RESET, PeakMemory
 from trilemma.measure.neighbours import (
     ball_counts,
@@ -119,16 +119,6 @@ def test_density_and_coverage_by_their_formulas() -> None:
     assert torch.equal(held, inside.sum(0))
 
 
-def test_precision_and_recall_from_balls_are_the_library_s() -> None:
-    """The same balls as torch-fidelity's, made another way."""
-    extractor, digits = load_extractor("digits"), sklearn_digits(train=True).x
-    g, r = extract(digits[:250], extractor), extract(digits[250:550], extractor)
-    expected = fidelity_from_features(g, r)
-    for name, x, centres in (("precision", g, r), ("recall", r, g)):
-        around, _ = ball_counts(x.features, centres.features, kth_distances(centres.features, 3))
-        assert (around > 0).double().mean().item() == pytest.approx(expected[name], abs=1e-6)
-
-
 def test_a_point_on_a_sphere_is_inside() -> None:
     """On a lattice of step 0.1 every inner point has neighbours exactly on its sphere, up to rounding."""
     x = torch.cartesian_prod(torch.arange(9), torch.arange(9)).double() * 0.1
@@ -212,10 +202,11 @@ def test_fifty_thousand_against_fifty_thousand_fit_two_gibibytes() -> None:
     """Of two samples of one distribution either has a density and a coverage as independent draws should have."""
     g, r = cloud(50_000, d=64), cloud(50_000, d=64, seed=1)
     with PeakMemory() as peak:
-        scores = density_coverage(g, r)
+        scores = density_coverage(g, r) | precision_recall(g, r)
     assert scores["density"] == pytest.approx(1.0, abs=0.05)
     # None of M = N draws falls within the ball that holds k of the N - 1 others with a chance of about 2^-k.
     assert scores["coverage"] == pytest.approx(1 - 2.0**-5, abs=0.01)
+    assert scores["precision"] == pytest.approx(scores["recall"], abs=0.01)
     if peak.kind == RESET:
         assert peak.mib is not None and peak.before_mib is not None
         assert peak.mib - peak.before_mib < 2048
