@@ -399,6 +399,7 @@ def race(  # noqa: PLR0913
                     **dataclasses.asdict(sampler),
                     seed=seed,
                     data=loaded,
+                    data_root=data_root,
                     extractor=extractor,
                     extractor_weights=extractor_weights,
                     report=on_evaluate(row, sampler),

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 from torch import Tensor
 
 from tiny import tiny_data
 from trilemma.cli import Evaluate, parse
-from trilemma.data import load_data
+from trilemma.data import known, load_data
 from trilemma.engine import evaluate as evaluation
 from trilemma.engine.again import evaluation_command
 from trilemma.engine.evaluate import eval_path, evaluate, is_current
 from trilemma.engine.generator import Generator
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError
+from trilemma.measure.classifier import Classifier, NetworkOptions, save_classifier
 from trilemma.measure.digits_cnn import WEIGHTS
 from trilemma.protocol import fingerprint
 from trilemma.types import Sampler
@@ -253,6 +255,33 @@ def test_held_out_images_say_how_near_is_usual(copied: Runs, tmp_path: Path, hel
     copies = evaluate(Run(run), Sampler(), samples=20)["protocol"]["copies"]
     assert copies["pixels"]["images"] == 150 and unseen in copies["pixels"]["unseen"]
     assert copies["pixels"]["baseline"] == pytest.approx(1 / (120 if held_out == 120 else 75), abs=1e-3)
+
+
+def test_nothing_is_fetched_to_look_for_copies(copied: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on a known set whose files are elsewhere, scored against another reference."""
+    monkeypatch.setattr(known, "_download", lambda *what: pytest.fail("it was about to be downloaded"))
+    run = copied("ddgan")
+    for name in ("mnist", "stackedmnist"):
+        described_as(run, name=name, path=None, digest="2" * 64)
+        result = evaluate(Run(run), Sampler(), samples=12, data=small(), data_root=tmp_path / "empty")
+        assert f"{name} would have to be fetched" in result["protocol"]["copies"]["reason"]
+    described_as(run, name="mnist", digest=tiny_data().digest)  # the images themselves are given, their test split not
+    result = evaluate(Run(run), Sampler(), samples=12, data=small(), data_root=tmp_path / "empty")
+    assert "each among the others" in result["protocol"]["copies"]["pixels"]["unseen"]
+
+
+def test_a_classifier_of_one_s_own_sees_paths(copied: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the digits network does; the two are different quantities."""
+    monkeypatch.setattr(evaluation, "FEWEST_PATHS", 12)
+    torch.manual_seed(0)
+    options = NetworkOptions(classes=("a", "b"), channels=1, size=(8, 8), mean=(90.0,), std=(60.0,), width=4)
+    path = save_classifier(Classifier(options), tmp_path / "own.safetensors", {})
+    run = Run(copied("stylegan2"))
+    lengths = [
+        evaluate(run, Sampler(), samples=12, data=small(), extractor_name=name)["scores"]["path_length"]
+        for name in (str(path), "digits")
+    ]
+    assert min(lengths) > 0 and lengths[0] != pytest.approx(lengths[1], rel=1e-2)
 
 
 def test_as_many_of_the_reference_as_asked_for(copied: Runs) -> None:

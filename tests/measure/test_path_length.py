@@ -11,9 +11,10 @@ from torch import Tensor
 
 from trilemma.errors import ConfigError
 from trilemma.maths.noise import great_circle
+from trilemma.measure.classifier import Classifier, NetworkOptions
 from trilemma.measure.digits_cnn import load_digits_cnn, sklearn_digits
 from trilemma.measure.features import extract, load_extractor
-from trilemma.measure.path_length import digits_features, feature_path_length
+from trilemma.measure.path_length import classifier_features, digits_features, feature_path_length
 
 EPSILON = 1e-4
 
@@ -86,6 +87,19 @@ def test_the_digits_judge_sees_unrounded_images_alike(channels: int) -> None:
     x = sklearn_digits(train=False).x[:20].expand(-1, channels, -1, -1)
     found = digits_features(load_digits_cnn())(x / 127.5 - 1)
     torch.testing.assert_close(found, extract(x, load_extractor("digits")).features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifier_sees_unrounded_images_alike(channels: int) -> None:
+    """At another size and number of channels than its own."""
+    torch.manual_seed(0)
+    options = NetworkOptions(classes=("a", "b"), channels=1, size=(16, 16), mean=(90.0,), std=(60.0,), width=4)
+    network = Classifier(options).eval()
+    x = sklearn_digits(train=False).x[:20].expand(-1, channels, -1, -1)
+    with torch.inference_mode():
+        found = classifier_features(network)(x / 127.5 - 1)
+        torch.testing.assert_close(found, network.judge(x)[0], rtol=1e-3, atol=1e-4)
+        assert not torch.equal(classifier_features(network)((x + 0.2) / 127.5 - 1), found)
 
 
 def test_a_faster_fade_is_longer() -> None:

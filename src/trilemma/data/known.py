@@ -77,6 +77,11 @@ def load_torchvision(
     )
 
 
+def is_here(name: str, split: str, root: Path) -> bool:
+    """Whether MNIST, Fashion-MNIST or CIFAR-10 lies under ``root`` already. Raises DataError for broken files."""
+    return _open(name, root, split == "train") is not None
+
+
 def load_stacked_mnist(split: str, root: Path, *, size: int | None = None) -> Dataset:
     """Stacked MNIST (Metz et al. 2017): each image is three random MNIST digits as red, green and blue, 1,000 classes.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trilemma.data.dataset import Dataset
 from trilemma.data.folder import load_folder, load_source
-from trilemma.data.known import default_root, load_digits, load_stacked_mnist, load_torchvision
+from trilemma.data.known import default_root, is_here, load_digits, load_stacked_mnist, load_torchvision
 from trilemma.data.prepared import is_prepared, load_prepared
 from trilemma.data.source import found, is_pack, open_source, place_of
 from trilemma.data.toy import load_gaussians
@@ -31,6 +31,20 @@ def catalogue() -> dict[str, str]:
 def data_place(data: str) -> str | None:
     """What finds data again from any folder; None for a known set."""
     return None if data in _CATALOGUE else place_of(data)
+
+
+def is_at_hand(data: str, split: str, root: Path | None) -> bool:
+    """Whether ``load_data`` would fetch nothing, as far as that is known: a set on the hub may have to be fetched.
+
+    Raises:
+        DataError: a known set's files are broken.
+    """
+    if data.startswith("hf:"):
+        return False
+    name = {"stackedmnist": "mnist"}.get(data.lower(), data.lower())
+    if name not in ("mnist", "fashion-mnist", "cifar10") or (data not in _CATALOGUE and found(data) is not None):
+        return True
+    return is_here(name, split, (default_root() if root is None else root).expanduser())
 
 
 def usual_size(data: str, size: int | None) -> int | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trilemma.config import Training, require_all
 from trilemma.data import Dataset, load_data
+from trilemma.data.load import is_at_hand
 from trilemma.data.pictures import save_grid, save_points
 from trilemma.engine.again import evaluation_command, reference_flag
 from trilemma.engine.evidence import save_evidence
@@ -38,8 +39,10 @@ from trilemma.engine.processes import company, join, told
 from trilemma.engine.run import Run
 from trilemma.errors import ConfigError, DataError, RunError
 from trilemma.files import finite, read_json, write_json
+from trilemma.measure.classifier import load_classifier
 from trilemma.measure.digits_cnn import WEIGHTS, load_digits_cnn
-from trilemma.measure.path_length import digits_features, feature_path_length
+from trilemma.measure.path_length import classifier_features, digits_features, feature_path_length
+from trilemma.measure.programs import TRUST
 from trilemma.measure.speed import hardware, speed_scores, versions
 from trilemma.methods.base import Method
 from trilemma.protocol import fingerprint
@@ -161,7 +164,9 @@ def evaluate(  # noqa: PLR0913
     }
     result = {
         "row": _row(method, sampler),
-        "scores": found.scores | _path_length(generator, sampler, found.protocol, sets[0]) | speed.scores,
+        "scores": found.scores
+        | _path_length(generator, sampler, found.protocol, extractor_name, extractor_weights, sets[0])
+        | speed.scores,
         "intervals": found.intervals,
         "protocol": {**about, "fingerprint": fingerprint(about)},
     }
@@ -192,15 +197,28 @@ def _judge_sets(
     return first, verdict(judgements), judgements[0].evidence
 
 
-def _path_length(
-    generator: Generator, sampler: Sampler, protocol: Mapping[str, Any], seeds: Sequence[int]
+def _path_length(  # noqa: PLR0917
+    generator: Generator,
+    sampler: Sampler,
+    protocol: Mapping[str, Any],
+    extractor: str | None,
+    weights: Path | None,
+    seeds: Sequence[int],
 ) -> dict[str, float]:
-    """Path length of a method with a latent space, as the digits network sees it; the other judges round to bytes."""
+    """Path length of a method with a latent space, as the digits network or a classifier of one's own sees it.
+
+    The other judges round to bytes.
+    """
     method = generator.method
-    suits = method.has_latent and sampler == Sampler() and protocol.get("extractor") == "digits"
-    if not suits or len(seeds) < FEWEST_PATHS:
+    if not method.has_latent or sampler != Sampler() or len(seeds) < FEWEST_PATHS:
         return {}
-    judge = digits_features(load_digits_cnn(WEIGHTS).to(method.device))
+    if protocol.get("extractor") == "digits":
+        judge = digits_features(load_digits_cnn(WEIGHTS if weights is None else weights).to(method.device))
+    elif extractor is not None and extractor.endswith(".safetensors"):
+        path = Path(extractor.removeprefix(TRUST)).expanduser()
+        judge = classifier_features(load_classifier(path).to(method.device))
+    else:
+        return {}
     return {"path_length": feature_path_length(method.latent_path, judge, seeds[:PATHS])}
 
 
@@ -262,25 +280,25 @@ def trained_on(run: Run, generator: Generator, reference: Dataset, root: Path | 
     They are not always at hand: a reference may be named because they are not.
     """
     described = run.config()["data"]
+    place, data = _place(described), reference
     try:
-        data = reference
         if reference.digest != described.get("digest"):
-            data = _load(_place(described), generator, root)
+            if not is_at_hand(place, "train", root):
+                raise DataError(f"{place} would have to be fetched")
+            data = _load(place, generator, root)
             _refuse_changed(run, described, data)
     except (RunError, DataError, ConfigError) as error:
         return Trained(None, words=f"the training images are not at hand ({error})")
-    return Trained(data, _held_out(_place(described), generator, root))
+    return Trained(data, _held_out(place, generator, root))
 
 
 def _held_out(data: str, generator: Generator, root: Path | None) -> Dataset | None:
     """The images of a data set that are not for training; None without any, or where they would have to be fetched."""
-    if data.startswith("hf:"):
-        return None
     try:
-        found = _load(data, generator, root, "test")
+        found = _load(data, generator, root, "test") if is_at_hand(data, "test", root) else None
     except (DataError, ConfigError):
         return None
-    return found if found.spec.shape == generator.spec.shape else None
+    return found if found is not None and found.spec.shape == generator.spec.shape else None
 
 
 def _place(described: Mapping[str, Any]) -> str:

@@ -119,7 +119,10 @@ class Classifier(nn.Module):
         """
         if x.dtype != torch.uint8 or x.dim() != 4 or x.shape[1] not in (1, 3):
             raise ExtractorError(f"expected uint8 images (N, 1 or 3, H, W), got {x.dtype} {tuple(x.shape)}")
-        x = x.float()
+        return self.look(x.float())
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``judge`` of levels 0 to 255 that are not rounded, float32 (N, 1 or 3, H, W)."""
         if x.shape[1] > self.options.channels:
             x = x.mean(1, keepdim=True)
         x = x.expand(-1, self.options.channels, -1, -1)

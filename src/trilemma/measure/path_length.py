@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trilemma.errors import ConfigError
+from trilemma.measure.classifier import Classifier
 from trilemma.measure.digits_cnn import SIZE, DigitsCNN
 
 Walk = Callable[[Sequence[int], Tensor], Tensor]
@@ -67,6 +68,15 @@ def digits_features(network: DigitsCNN) -> Callable[[Tensor], Tensor]:
             gray = F.interpolate(gray, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
         features: Tensor = network(gray)[0]
         return features
+
+    return judge
+
+
+def classifier_features(network: Classifier) -> Callable[[Tensor], Tensor]:
+    """The same with a classifier of one's own: unrounded images (N, 1 or 3, H, W) in [-1, 1] -> (N, d)."""
+
+    def judge(x: Tensor) -> Tensor:
+        return network.look((x.float() + 1.0) * 127.5)[0]
 
     return judge
 
