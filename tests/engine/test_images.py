@@ -146,6 +146,15 @@ def test_a_size_for_both(here: Path) -> None:
     assert evaluate_images(large, "digits", size=8)["protocol"]["resized"] is True
 
 
+def test_held_out_images_of_the_reference_say_how_near_is_usual(here: Path) -> None:
+    (here / "data").mkdir()
+    pngs(here / "data" / "train", tiny_data().x[:150])
+    pngs(here / "data" / "test", tiny_data().x[150:260])
+    result = evaluate_images(npz(here / "theirs.npz", tiny_data().x[300:320]), "data", extractor_name="digits")
+    pixels = result["protocol"]["copies"]["pixels"]
+    assert (pixels["images"], pixels["unseen"]) == (150, "110 held-out images")
+
+
 def test_the_whole_reference_gives_the_library_s_fid(here: Path) -> None:
     """However many it has: the usual choice of some is another protocol, and compare says so."""
     x = tiny_data().x[1000:1100]

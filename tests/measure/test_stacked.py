@@ -11,7 +11,7 @@ from torch import Tensor
 from trilemma.errors import ConfigError
 from trilemma.measure.digits_cnn import sklearn_digits
 from trilemma.measure.features import Extractor, extract, load_extractor
-from trilemma.measure.stacked import MODES, histogram_scores, stacked_numbers, stacked_scores
+from trilemma.measure.stacked import MODES, histogram_scores, stacked_numbers
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_numbers_are_read_red_first(stacks: Tensor, extractor: Extractor) -> Non
 )
 def test_scores_in_closed_form(stacks: Tensor, extractor: Extractor, chosen: list[int], modes: int, kl: float) -> None:
     """All modes, one, half of them; and half of the images on one: p(7) = 501 / 1000, the others 1 / 1000."""
-    found = stacked_scores(stacks[list(chosen)], extractor)
+    found = histogram_scores(stacked_numbers(stacks[list(chosen)], extractor))
     assert found == {"modes": modes, "kl": pytest.approx(kl, abs=1e-12)}
 
 
@@ -58,7 +58,7 @@ def test_a_perfect_generator_has_the_kl_of_its_count() -> None:
 
 def test_what_is_not_stacked_digits_is_refused(stacks: Tensor, extractor: Extractor) -> None:
     with pytest.raises(ConfigError, match=r"images \(N, 3, H, W\), got 'digits' and \(1000, 1, 8, 8\)"):
-        stacked_scores(stacks[:, :1], extractor)
+        stacked_numbers(stacks[:, :1], extractor)
     other = Extractor("inception", "0", 1, torch.device("cpu"), lambda x: (x, x))
     with pytest.raises(ConfigError, match="got 'inception'"):
-        stacked_scores(stacks, other)
+        stacked_numbers(stacks, other)

@@ -12,6 +12,7 @@ from trilemma.data.prepared import is_prepared, load_prepared
 from trilemma.data.source import found, is_pack, open_source, place_of
 from trilemma.data.toy import load_gaussians
 from trilemma.errors import ConfigError, DataError, nearest
+from trilemma.types import DataSpec
 
 _CATALOGUE = {
     "digits": "1,797 handwritten digits, 8x8 gray, comes with scikit-learn: no download, no held-out split",
@@ -31,6 +32,17 @@ def catalogue() -> dict[str, str]:
 def data_place(data: str) -> str | None:
     """What finds data again from any folder; None for a known set."""
     return None if data in _CATALOGUE else place_of(data)
+
+
+def load_held_out(data: str, spec: DataSpec, *, root: Path | None = None, size: int | None = None) -> Dataset | None:
+    """The test split of ``data``, images of ``spec``'s shape; None where there is none, or it would have to be fetched."""
+    try:
+        if not is_at_hand(data, "test", root):
+            return None
+        test = load_data(data, split="test", root=root, size=size, channels=spec.channels)
+    except (ConfigError, DataError):
+        return None
+    return test if test.spec.shape == spec.shape else None
 
 
 def is_at_hand(data: str, split: str, root: Path | None) -> bool:

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trilemma.config import Training, require_all
 from trilemma.data import Dataset, load_data
-from trilemma.data.load import is_at_hand
+from trilemma.data.load import is_at_hand, load_held_out
 from trilemma.data.pictures import save_grid, save_points
 from trilemma.engine.again import evaluation_command, reference_flag
 from trilemma.engine.evidence import save_evidence
@@ -289,16 +289,7 @@ def trained_on(run: Run, generator: Generator, reference: Dataset, root: Path | 
             _refuse_changed(run, described, data)
     except (RunError, DataError, ConfigError) as error:
         return Trained(None, words=f"the training images are not at hand ({error})")
-    return Trained(data, _held_out(place, generator, root))
-
-
-def _held_out(data: str, generator: Generator, root: Path | None) -> Dataset | None:
-    """The images of a data set that are not for training; None without any, or where they would have to be fetched."""
-    try:
-        found = _load(data, generator, root, "test") if is_at_hand(data, "test", root) else None
-    except (DataError, ConfigError):
-        return None
-    return found if found is not None and found.spec.shape == generator.spec.shape else None
+    return Trained(data, load_held_out(place, generator.spec, root=root, size=_side(generator)))
 
 
 def _place(described: Mapping[str, Any]) -> str:
@@ -306,13 +297,17 @@ def _place(described: Mapping[str, Any]) -> str:
     return str(described.get("path") or described["name"])
 
 
-def _load(data: str, generator: Generator, root: Path | None, split: Literal["train", "test"] = "train") -> Dataset:
+def _load(data: str, generator: Generator, root: Path | None) -> Dataset:
     """Data at the size and with the channels that a run makes."""
     spec = generator.spec
-    # Rectangles are loaded at their own size: one number would cut them square.
-    size = spec.height if spec.kind == "images" and spec.height == spec.width else None
     channels = spec.channels if spec.kind == "images" else None
-    return load_data(data, split=split, root=root, size=size, channels=channels)
+    return load_data(data, root=root, size=_side(generator), channels=channels)
+
+
+def _side(generator: Generator) -> int | None:
+    """The size to load images at; None for rectangles, which one number would cut square, and for points."""
+    spec = generator.spec
+    return spec.height if spec.kind == "images" and spec.height == spec.width else None
 
 
 def _refuse_changed(run: Run, described: Mapping[str, Any], data: Dataset) -> None:

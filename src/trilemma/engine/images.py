@@ -19,6 +19,7 @@ from torch import Tensor
 from trilemma.config import require_all
 from trilemma.data import Dataset, content_digest, load_data
 from trilemma.data.given import GivenImages, load_given
+from trilemma.data.load import load_held_out
 from trilemma.data.pictures import save_grid
 from trilemma.engine.again import evaluation_command, reference_flag
 from trilemma.engine.evaluate import GRID, Report
@@ -26,6 +27,7 @@ from trilemma.engine.evidence import save_evidence
 from trilemma.engine.judge import (
     MIN_SAMPLES,
     REFERENCE_SAMPLES,
+    Trained,
     check_reference,
     make_judge,
     reference_protocol,
@@ -97,7 +99,18 @@ def evaluate_images(  # noqa: PLR0913
     given = load_given(path, reference.spec, size=size)
     on_images(given.data)
     x, words = _choose(path, given.data.x, samples, seed)
-    judge = make_judge(reference, extractor_name, extractor_weights, cache=cache, reference_samples=reference_samples)
+    judge = make_judge(
+        reference,
+        extractor_name,
+        extractor_weights,
+        cache=cache,
+        reference_samples=reference_samples,
+        trained=Trained(
+            reference,
+            load_held_out(data, reference.spec, root=data_root, size=size) if isinstance(data, str) else None,
+            "reference, as the training images are not known",
+        ),
+    )
     report("scores", 0, len(x))
     judgement = judge(x)
     found = verdict([judgement])

@@ -96,7 +96,7 @@ def make_judge(  # noqa: PLR0913
         cache: keep the reference's features in the user's cache folder, or take them from there.
         reference_samples: how many images of the reference are looked at by the extractor; None: all. As many of the
             training images are, for copies in features.
-        trained: where copies are looked for; default ``data``, which may not be what was trained on.
+        trained: where copies are looked for; default ``data``.
 
     Raises:
         ConfigError, DataError, ExtractorError: what cannot be judged, before any sample is made.
@@ -110,12 +110,11 @@ def make_judge(  # noqa: PLR0913
             reference_samples == REFERENCE_SAMPLES, "points are scored by their modes: leave out --reference-samples"
         )
         return _points(data, extractor, weights)
-    trained = trained or Trained(data, words="reference, as the training images are not known")
     return _images(
         data,
         load_extractor(extractor or default_extractor(data.name, data.spec), weights, spec=data.spec),
         reference_samples,
-        trained,
+        trained or Trained(data),
         default_root() / "features" if cache else None,
     )
 

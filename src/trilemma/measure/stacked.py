@@ -23,11 +23,6 @@ MODES = 1000
 SAMPLES = 26_000  # the usual number of images
 
 
-def stacked_scores(x: Tensor, extractor: Extractor) -> dict[str, float]:
-    """``modes`` and ``kl`` of uint8 images (N, 3, H, W); ConfigError for another extractor or number of channels."""
-    return histogram_scores(stacked_numbers(x, extractor))
-
-
 def stacked_numbers(x: Tensor, extractor: Extractor) -> Tensor:
     """The number 100 red + 10 green + blue of each uint8 image (N, 3, H, W): int64 (N,).
 
