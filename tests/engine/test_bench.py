@@ -55,7 +55,7 @@ def test_the_floating_point_type_is_that_of_the_weights(copied: Runs, roof: None
     generator = Generator.load(copied("ddgan"))
     assert generator.precision == "float32"
     generator.method.generator.bfloat16()
-    speeds = [SimpleNamespace(memory=SimpleNamespace(kind="none"))]
+    speeds: Any = [SimpleNamespace(memory=SimpleNamespace(kind="none"))]
     assert module._protocol(generator, ROOF, speeds, 1, 1.0)["precision"] == "bfloat16"
 
 

@@ -129,7 +129,7 @@ def test_the_quick_score_compares_with_images_of_all_kinds(monkeypatch: pytest.M
     plan = tiny_plan(probe_samples=20)
     x = torch.arange(10_500).remainder(256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     plan = replace(plan, data=replace(plan.data, x=x))
-    some = SimpleNamespace(stored=lambda seeds, sampler: x[:20], method=SimpleNamespace(preview=lambda: None))
+    some: Any = SimpleNamespace(stored=lambda seeds, sampler: x[:20], method=SimpleNamespace(preview=lambda: None))
     assert training._probe(plan)(some).keys() == {"fid"}
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:10_000]
     assert torch.equal(seen[0], x[order])

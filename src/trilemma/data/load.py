@@ -35,7 +35,7 @@ def data_place(data: str) -> str | None:
 
 
 def load_held_out(data: str, spec: DataSpec, *, root: Path | None = None, size: int | None = None) -> Dataset | None:
-    """The test split of ``data``, images of ``spec``'s shape; None where there is none, or it would have to be fetched."""
+    """The test split of ``data`` in ``spec``'s shape; None where there is none, or it would have to be fetched."""
     try:
         if not is_at_hand(data, "test", root):
             return None
