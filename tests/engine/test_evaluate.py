@@ -225,7 +225,7 @@ def _a_model_that_memorised(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_a_model_that_memorised")
 def test_copies_are_looked_for_among_the_training_images_whatever_the_reference(copied: Runs) -> None:
     other = replace(tiny_data(), name="others", x=255 - tiny_data().x[:90], digest="1" * 64)
-    result = evaluate(Run(copied("ddgan")), Sampler(), samples=20, data=other)
+    result = evaluate(Run(copied("ddgan")), Sampler(), samples=20, data=other, extractor_name="digits")
     assert result["scores"]["near_copies"] == 1.0
     protocol = result["protocol"]
     assert protocol["data"] == "others" and protocol["reference_samples"] == 90
@@ -252,7 +252,7 @@ def test_held_out_images_say_how_near_is_usual(copied: Runs, tmp_path: Path, hel
     folder_of(tiny_data().x[150 : 150 + held_out], tmp_path / "data" / "test")
     run = copied("ddgan")
     described_as(run, path=str(tmp_path / "data"), digest=load_data(str(tmp_path / "data")).digest)
-    copies = evaluate(Run(run), Sampler(), samples=20)["protocol"]["copies"]
+    copies = evaluate(Run(run), Sampler(), samples=20, extractor_name="digits")["protocol"]["copies"]
     assert copies["pixels"]["images"] == 150 and unseen in copies["pixels"]["unseen"]
     assert copies["pixels"]["baseline"] == pytest.approx(1 / (120 if held_out == 120 else 75), abs=1e-3)
 
@@ -331,8 +331,8 @@ def test_the_command_asks_for_the_same_evaluation(copied: Runs, tmp_path: Path) 
         reference_samples="all",
     )
     given = replace(small(), name="mine", digest="1" * 64)
-    command = evaluate(Run(run), Sampler(), samples=12, data=given)["protocol"]["command"]
-    assert command == f"trilemma evaluate {run} --samples 12 --data mine"
+    command = evaluate(Run(run), Sampler(), samples=12, data=given, extractor_name="digits")["protocol"]["command"]
+    assert command == f"trilemma evaluate {run} --samples 12 --extractor digits --data mine"
 
 
 def test_a_label_is_a_flag() -> None:

