@@ -33,7 +33,8 @@ def photos(folder: Path, width: int, height: int, count: int) -> Path:
     return folder
 
 
-def test_from_the_folder_to_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["ddgan", "stylegan2"])
+def test_from_the_folder_to_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     timed = evaluation.speed_scores
     monkeypatch.setattr(evaluation, "speed_scores", lambda *args, **kwargs: timed(*args, **kwargs, limit_seconds=0.0))
     data = prepare(
@@ -42,7 +43,7 @@ def test_from_the_folder_to_the_scores(tmp_path: Path, monkeypatch: pytest.Monke
         Preparation(size=8, crop="none", gray=True),
     )
     # The recipe wants squares of 32 pixels; what is prepared stays as it is.
-    plan = make_plan("ddgan", str(data), images=16, options=tiny_options("ddgan"), training=TRAINING)
+    plan = make_plan(method, str(data), images=16, options=tiny_options(method), training=TRAINING)
     assert plan.data.spec.shape == (1, 8, 16)
     assert "--size" not in training_command(plan).split()
     run = train(plan, tmp_path / "run")

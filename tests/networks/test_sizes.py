@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tiny import tiny_method, tools
@@ -14,8 +16,8 @@ from trilemma.errors import ConfigError
 from trilemma.methods import method_names
 from trilemma.networks.discriminators import StridedCritic, TimeDiscriminator
 from trilemma.networks.ncsnpp import NCSNpp
-from trilemma.networks.sizes import Size, divided, in_words, nearest_multiple, size_of
-from trilemma.networks.stylegan2 import Synthesis, feature_shapes, feature_sides
+from trilemma.networks.sizes import Size, divided, in_words, nearest_multiple, nearest_that_shrinks, size_of
+from trilemma.networks.stylegan2 import Synthesis, _halved, feature_shapes, feature_sides
 from trilemma.networks.stylegan2_discriminator import StyleDiscriminator
 from trilemma.types import Batch, DataSpec
 
@@ -51,6 +53,40 @@ def test_features_of_rectangles_halve_while_both_sides_can(
     assert feature_shapes(size, patch, "it") == shapes
     with pytest.raises(ConfigError, match="it: images of 16 x 30 are no multiple of patch 4; .* is 16 x 32"):
         feature_shapes((16, 30), 4, "it")
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "left", "nearest"),
+    [
+        (65, 1, "65 x 65", "side 64"),
+        (250, 1, "125 x 125", "side 256"),
+        (34, 1, "17 x 17", "side 36"),
+        (130, 2, "65 x 65", "side 128"),
+        ((65, 100), 1, "65 x 100", "64 x 100"),
+        ((250, 64), 1, "125 x 32", "252 x 64"),
+    ],
+)
+def test_a_side_that_stays_large_is_refused_with_one_that_does_not(
+    size: Size, patch: int, left: str, nearest: str
+) -> None:
+    """A dense layer behind 125 x 125 features would have thousands of millions of weights."""
+    with pytest.raises(ConfigError, match=f"it cannot take images of .* stay at {left}, .* fits is {nearest}$"):
+        feature_shapes(size, patch, "it")
+    for make in (
+        lambda: Synthesis(w_dim=3, size=size, channels=1, patch=patch, channel_base=64, channel_max=8),
+        lambda: StyleDiscriminator(size=size, channels=1, patch=patch, channel_base=64, channel_max=8),
+    ):
+        with pytest.raises(ConfigError, match=f"fits is {nearest}$"):
+            make()
+
+
+@given(st.integers(4, 1100), st.integers(4, 1100))
+def test_the_nearest_that_shrinks_does(height: int, width: int) -> None:
+    fits = nearest_that_shrinks((height, width), 16)
+    assert min(feature_shapes(fits, 1, "it")[0]) <= 16
+    assert nearest_that_shrinks(fits, 16) == fits
+    if min(_halved(height, width)[0]) <= 16 and min(height, width) > 16:
+        assert fits == size_of(height, width)
 
 
 @pytest.mark.parametrize("side", [4, 7, 12, 28, 64])
@@ -132,6 +168,20 @@ def test_a_critic_of_rectangles_takes_no_others(critic: nn.Module) -> None:
     assert critic(torch.randn(4, 1, 8, 16)).shape == (4, 1)
     with pytest.raises(ConfigError, match="built for images of 8 x 16"):
         critic(torch.randn(4, 1, 16, 8))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "nearest"), [(9, 2, "side 10"), (3, 1, "side 4"), ((3, 9), 2, "8 x 10"), ((5, 9), 1, None)]
+)
+def test_a_time_critic_names_what_fits(size: Size, patch: int, nearest: str | None) -> None:
+    def make() -> TimeDiscriminator:
+        return TimeDiscriminator(in_channels=1, channels=4, embedding=8, kind="tiny", size=size, patch=patch)
+
+    if nearest is None:
+        make()
+        return
+    with pytest.raises(ConfigError, match=f"the nearest that fits is {nearest}, or choose another kind or patch"):
+        make()
 
 
 def test_a_critic_that_cannot_halve_names_what_fits() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trilemma.errors import ConfigError, nearest
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.networks.resample import fir_downsample, naive_downsample
-from trilemma.networks.sizes import Size, divided, height_width, in_words
+from trilemma.networks.sizes import Size, divided, height_width, in_words, nearest_multiple, size_of
 
 _SLOPE = 0.2
 _NEAR_ZERO = 1e-10  # the published scale of layers that start (all but) silent
@@ -208,9 +208,12 @@ class TimeDiscriminator(nn.Module):
 
     def _check_size(self, height: int, width: int) -> None:
         if height % self.patch or width % self.patch or min(height, width) < self.least_size:
+            near = height_width(nearest_multiple((height, width), self.patch))
+            fits = size_of(*(max(side, self.least_size) for side in near))
             raise ConfigError(
                 f"discriminator got images of {height} x {width}: both sides must be multiples of {self.patch} (patch) "
-                f"and at least {self.least_size}; choose another kind or patch"
+                f"and at least {self.least_size}; the nearest that fits is {in_words(fits)}, or choose another kind or "
+                "patch"
             )
 
     def forward(self, x: Tensor, t: Tensor, x_t: Tensor) -> Tensor:

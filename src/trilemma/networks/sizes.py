@@ -29,6 +29,14 @@ def nearest_multiple(size: Size, factor: int) -> Size:
     return size_of(height, width)
 
 
+def nearest_that_shrinks(size: Size, most: int) -> Size:
+    """The size nearest to ``size`` that halves until its shorter side has at most ``most`` pixels."""
+    factor = 1
+    while min(height_width(nearest_multiple(size, factor))) > most * factor:
+        factor *= 2
+    return nearest_multiple(size, factor)
+
+
 def divided(who: str, size: Size, factor: int, why: str) -> tuple[int, int]:
     """Height and width divided by ``factor``.
 

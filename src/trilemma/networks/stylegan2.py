@@ -31,12 +31,13 @@ from trilemma.errors import ConfigError
 from trilemma.networks.mlp import PointSynthesis
 from trilemma.networks.recompute import recomputed
 from trilemma.networks.resample import fir_filter, fir_upsample
-from trilemma.networks.sizes import Size, height_width, in_words, nearest_multiple
+from trilemma.networks.sizes import Size, height_width, in_words, nearest_multiple, nearest_that_shrinks, size_of
 
 _SLOPE = 0.2
 GAIN = math.sqrt(2.0)
 """What follows every leaky ReLU, to keep the variance."""
 _EPS = 1e-8
+LARGEST_START = 16  # pixels on the shorter side of the smallest features
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
 
@@ -325,15 +326,16 @@ class StyleGenerator(nn.Module):
 def feature_sides(size: int) -> list[int]:
     """Sides from small to large, each twice the last: from the smallest size / 2^k that is whole and at least 4.
 
-    Raises ConfigError for a size below 4.
+    Raises ConfigError for a size below 4, and for one whose smallest side is above 16.
     """
-    return [height for height, _ in _halved(size, size)]
+    return [height for height, _ in feature_shapes(size, 1, "style networks")]
 
 
 def feature_shapes(size: Size, patch: int, who: str) -> list[tuple[int, int]]:
     """Height and width of the features of images from small to large, as ``feature_sides`` has them for squares.
 
-    Raises ConfigError, in which ``who`` complains, for sizes that patch does not divide and for less than 4 pixels.
+    Raises ConfigError, in which ``who`` complains, for sizes that patch does not divide, for less than 4 pixels and for
+    those that do not halve down to 16 or less on the shorter side: the dense layers there grow with its pixels.
     """
     height, width = height_width(size)
     if height % patch or width % patch:
@@ -341,7 +343,15 @@ def feature_shapes(size: Size, patch: int, who: str) -> list[tuple[int, int]]:
             f"{who}: images of {in_words(size)} are no multiple of patch {patch}; "
             f"the nearest that fits is {in_words(nearest_multiple(size, patch))}"
         )
-    return _halved(height // patch, width // patch)
+    shapes = _halved(height // patch, width // patch)
+    if min(shapes[0]) > LARGEST_START:
+        fits = height_width(nearest_that_shrinks((height // patch, width // patch), LARGEST_START))
+        raise ConfigError(
+            f"{who} cannot take images of {in_words(size)}: halved as often as they can be, their features stay at "
+            f"{shapes[0][0]} x {shapes[0][1]}, and at most {LARGEST_START} pixels on the shorter side can be worked "
+            f"with; the nearest that fits is {in_words(size_of(fits[0] * patch, fits[1] * patch))}"
+        )
+    return shapes
 
 
 def _halved(height: int, width: int) -> list[tuple[int, int]]:
