@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from same_run import assert_same_run, flat, quick_plan
+from trilemma.engine import loop
 from trilemma.engine.checkpoint import checkpoints, load_checkpoint
 from trilemma.engine.loop import Trainer
 from trilemma.engine.machine import make_accelerator
 from trilemma.engine.run import Run
+from trilemma.errors import RunError
 from trilemma.methods import method_class
 
 CHILD = """
@@ -64,6 +66,28 @@ def test_two_processes_go_on_as_if_they_had_never_stopped(tmp_path: Path) -> Non
     assert content["machine"]["processes"] == 2 and len(content["others"]) == 1
     first, second = content["random"]["cpu"], content["others"][0]["random"]["cpu"]
     assert not torch.equal(first, second)
+
+
+def test_all_processes_go_on_from_the_checkpoint_that_the_main_one_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a shared disk shows the second of two a newer one, or an older one as the newest."""
+    plan = quick_plan()
+    accelerator = make_accelerator(Run(tmp_path), "no", None)
+    method = method_class(plan.method)(plan.options, plan.data.spec)
+    parts = (Run(tmp_path), method, plan.data, plan.training, plan.budget, plan.seed)
+    trainer = Trainer(*parts, accelerator=accelerator)
+    trainer.train()
+    names = [path.name for path in checkpoints(tmp_path / "checkpoints")]
+    monkeypatch.setattr(type(accelerator), "is_main_process", False)
+    monkeypatch.setattr(loop, "told", lambda value: names[1])
+    path, state, damaged = trainer._newest() or pytest.fail("nothing was found")
+    assert (path.name, state["progress"]["step"], damaged) == (names[1], 3, [])
+    monkeypatch.setattr(loop, "told", lambda value: "step-000000009.safetensors")
+    with pytest.raises(RunError, match="step-000000009.* is there for the main process and not for this one"):
+        trainer._newest()
+    monkeypatch.setattr(loop, "told", lambda value: None)
+    assert trainer._newest() is None
 
 
 def test_each_process_takes_its_own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from trilemma.data import Dataset, batch_indices, save_grid
 from trilemma.engine.budget import Budget, Clock
 from trilemma.engine.checkpoint import (
     checkpoints,
+    load_checkpoint,
     newest_checkpoint,
     random_state,
     save_checkpoint,
@@ -33,7 +34,7 @@ from trilemma.engine.checkpoint import (
 )
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.machine import differences, machine
-from trilemma.engine.processes import Gradients, together
+from trilemma.engine.processes import Gradients, together, told
 from trilemma.engine.run import Run
 from trilemma.engine.stop import Stop, stopped_by
 from trilemma.engine.training_flops import TrainingFlops
@@ -367,6 +368,23 @@ class Trainer:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(self.run.checkpoint_folder, state, progress.step, self.training.keep_checkpoints)
 
+    def _newest(self) -> tuple[Path, dict[str, Any], list[Path]] | None:
+        """``newest_checkpoint`` as the main process sees it: a shared disk may show another process an older one.
+
+        Raises:
+            RunError: this process does not see it yet.
+        """
+        folder, main = self.run.checkpoint_folder, self.accelerator.is_main_process
+        found = newest_checkpoint(folder) if main else None
+        name = told(found[0].name if found is not None else None)
+        if main or name is None:
+            return found
+        if not (folder / name).is_file():
+            raise RunError(
+                f"{folder / name} is there for the main process and not for this one: wait for the shared disk"
+            )
+        return folder / name, load_checkpoint(folder / name), []
+
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, or from the start where there is none yet.
 
@@ -375,7 +393,7 @@ class Trainer:
         Raises:
             RunError: all checkpoints are damaged or of other networks, or a finished run has none left.
         """
-        found = newest_checkpoint(self.run.checkpoint_folder)
+        found = self._newest()
         if found is None and self.run.model_path.is_file():
             raise RunError(f"{self.run.folder} has no checkpoint left to continue from: train anew with another --out")
         warnings: list[str] = []
