@@ -35,7 +35,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("kill_in", [1, 3, 4])
+@pytest.mark.parametrize("kill_in", [2, 3, 4])
 def test_a_resumed_run_is_found_identical(tmp_path: Path, kill_in: int) -> None:
     told: list[str] = []
     found = verify_resume(
@@ -118,7 +118,8 @@ def test_what_is_no_number_equals_itself(tmp_path: Path) -> None:
     ("settings", "error", "words"),
     [
         ({"steps": 1}, ConfigError, "--steps must be at least 2, not 1"),
-        ({"kill_in": 7}, ConfigError, "--kill-in must be from 1 to 6, the number of steps, not 7"),
+        ({"kill_in": 7}, ConfigError, "--kill-in must be from 2 to 6, the number of steps, not 7"),
+        ({"kill_in": 1}, ConfigError, "--kill-in must be from 2 to 6, the number of steps, not 1"),
         ({"method": "gan"}, ConfigError, "unknown method 'gan'"),
         ({"data": "nothing"}, DataError, "unknown data set"),
         ({"recipe": "ddpm-digits"}, ConfigError, "is for ddpm, not ddgan"),
@@ -151,6 +152,30 @@ def test_a_process_that_is_not_killed_shows_nothing(tmp_path: Path, monkeypatch:
     )
     monkeypatch.setattr(verify, "CHILD", "\n".join(lines))
     with pytest.raises(RunError, match="was to be killed and was not"):
+        verify_resume("vae", "gaussians", out=tmp_path / "kept")
+
+
+ENDS = """
+import json, os, signal, sys
+job = json.loads(sys.argv[1])
+if job["kill_in"]:
+    print("who knows", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIG{})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("KILL", "killed in step 4, but the last that it saved is nothing: another program ended it"),  # for its memory
+        ("TERM", "resumed: the training failed: who knows"),
+    ],
+)
+def test_a_process_that_ends_otherwise_shows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.setattr(verify, "CHILD", ENDS.format(name))
+    with pytest.raises(RunError, match=words):
         verify_resume("vae", "gaussians", out=tmp_path / "kept")
 
 

@@ -32,6 +32,8 @@ from trilemma.errors import RunError
 # A checkpoint after each step, so that a kill loses one; nothing that takes time and leaves the weights alone.
 QUICK: dict[str, Any] = {"checkpoint_minutes": 0.0, "snapshots": 2, "probe_samples": 0, "watch_samples": 0}
 CLOCK = "progress/seconds"  # the one number of a checkpoint that two trainings cannot share
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process at once by the latter
+ENDED = -KILL if os.name == "posix" else int(KILL)  # the status of a process that it has ended
 CHILD = """
 import json, sys
 job = json.loads(sys.argv[1])
@@ -68,17 +70,17 @@ def verify_resume(  # noqa: PLR0913
 
     Args:
         recipe: a packaged recipe's name or a TOML file; default the method's own for the data.
-        kill_in: the step in which the process is killed; default half way.
+        kill_in: the step in which the process is killed; default half way. Before the second nothing is saved.
         out: a new folder that keeps both runs, ``unbroken`` and ``resumed``; default none is kept.
         report: told the share done and what is being done.
 
     Raises:
         TrilemmaError: a setting that cannot be, or a training that failed, in one line.
     """
-    kill_in = steps // 2 + 1 if kill_in is None else kill_in
+    kill_in = max(2, steps // 2 + 1) if kill_in is None else kill_in
     require_all(
         (steps >= 2, f"--steps must be at least 2, not {steps}"),
-        (1 <= kill_in <= max(steps, 2), f"--kill-in must be from 1 to {steps}, the number of steps, not {kill_in}"),
+        (2 <= kill_in <= max(steps, 2), f"--kill-in must be from 2 to {steps}, the number of steps, not {kill_in}"),
     )
     settings: dict[str, Any] = {
         "method": method,
@@ -106,6 +108,12 @@ def _verify(folder: Path, settings: dict[str, Any], kill_in: int, report: Callab
     _run({"settings": settings, "out": str(resumed), "resume": False, "kill_in": kill_in})
     if Run(resumed).model_path.exists():
         raise RunError(f"{resumed}: this training was to be killed and was not: nothing can be said")
+    saved = [path.stem for path in checkpoints(Run(resumed).checkpoint_folder)][-1:]
+    if saved != [f"step-{kill_in - 1:09d}"]:
+        raise RunError(
+            f"{resumed}: this training was to be killed in step {kill_in}, but the last that it saved is "
+            f"{' '.join(saved) or 'nothing'}: another program ended it (too little memory?), nothing can be said"
+        )
     report(0.7, "resumed")
     _run({"settings": settings, "out": str(resumed), "resume": True, "kill_in": 0})
     difference, tensors = first_difference(unbroken, resumed)
@@ -142,7 +150,7 @@ def _run(job: dict[str, Any]) -> None:
     """One training in a process of its own; it ends well, or is killed where that is its job."""
     command = [sys.executable, "-c", CHILD, json.dumps({**job, "path": sys.path})]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if job["kill_in"] and done.returncode not in (0, 1):
+    if job["kill_in"] and done.returncode == ENDED:
         return
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
@@ -154,7 +162,7 @@ def child(job: dict[str, Any]) -> None:
 
     def report(progress: Progress) -> None:
         if progress.step == job["kill_in"]:  # trained, but not in a checkpoint yet
-            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows ends at once by the latter
+            os.kill(os.getpid(), KILL)
 
     train(_plan(**job["settings"]), Path(job["out"]), resume=job["resume"], report=report)
 
