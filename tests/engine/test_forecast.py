@@ -1,18 +1,21 @@
-"""The forecast: its sums are those of its measurements, and it leaves nothing."""
+"""The forecast: what it says is about what happens, it takes no longer than it should, and it leaves nothing."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny import tiny_options, tiny_plan
 from trilemma.engine import forecast as module
 from trilemma.engine.budget import Budget
 from trilemma.engine.forecast import Forecast, forecast
+from trilemma.engine.loop import Trainer
 from trilemma.engine.train import train
 
 
@@ -22,15 +25,49 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecast, Path]:
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
-        return forecast(tiny_plan("ddpm", images=800), folder / "run", seconds=0.5, steps=4), folder
+        return forecast(tiny_plan("ddpm", images=800), folder / "run", seconds=2.0, steps=20), folder
 
 
-def test_the_sums(made: tuple[Forecast, Path]) -> None:
+def test_the_training_takes_about_as_long(made: tuple[Forecast, Path], tmp_path: Path) -> None:
     found, _ = made
     assert (found.steps, found.images) == (100, 800)
-    assert found.seconds == pytest.approx(found.images / found.images_per_second)
-    assert found.seconds > 0 and found.pauses > 0
-    assert found.advice == () and found.accumulate == 1
+    assert found.pauses > 0 and found.advice == () and found.accumulate == 1
+    run = train(tiny_plan("ddpm", images=800, snapshots=0, checkpoint_minutes=60.0), tmp_path / "run")
+    taken = run.read_log()[-1]["seconds"]
+    assert taken / 4 < found.seconds < 4 * taken
+    assert taken / 4 < found.images / found.images_per_second < 4 * taken
+
+
+def test_slow_steps_are_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[float] = []
+    step = Trainer._step
+
+    def slow(self: Trainer, fraction: float) -> None:
+        made.append(fraction)
+        time.sleep(0.5)
+        step(self, fraction)
+
+    monkeypatch.setattr(Trainer, "_step", slow)
+    found = forecast(tiny_plan("ddpm", images=80), tmp_path / "run", seconds=0.3)
+    assert len(made) == 1 and found.largest_batch is None
+    assert 5.0 < found.seconds < 20.0  # ten steps
+    words = next(line for line in found.lines() if line.startswith("rough: "))
+    assert "it is from a single step" in words and "how many images fit is not known" in words
+
+
+def test_snapshots_are_counted_with_their_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "look_seconds", lambda *_: 1000.0)
+    monkeypatch.setattr(module, "score_seconds", lambda *_: 2000.0)
+    found = forecast(tiny_plan("vae", images=80), tmp_path / "run", seconds=2.0, steps=2)
+    assert 3000.0 < found.pauses < 3010.0 and found.left_out == ()
+
+
+def test_the_memory_is_what_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_mib", lambda device: 100.0)
+    monkeypatch.setattr(module, "own_mib", lambda device: 50.0)
+    assert module._machine_mib(torch.device("cpu")) == 150.0
+    monkeypatch.setattr(module, "free_mib", lambda device: None)
+    assert module._machine_mib(torch.device("cpu")) != 150.0
 
 
 def test_nothing_is_left(made: tuple[Forecast, Path]) -> None:

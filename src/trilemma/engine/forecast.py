@@ -1,7 +1,8 @@
 """What a training will take, from a few of its steps: time, memory, disk, and what of it fits this machine.
 
 The steps are real ones, on the real data, with averaged weights and optimiser moments in place; they end in a folder
-that is deleted. Memory is measured at the whole batch and at half of it: the line through both says what fits.
+that is deleted. Memory is measured at the whole batch and at half of it: the line through both says what fits. Where a
+single step or sample is slow, it is made once, the rest is left out, and the forecast says so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trilemma.config import require
 from trilemma.data.pictures import save_grid
@@ -24,17 +26,20 @@ from trilemma.engine.budget import Budget
 from trilemma.engine.cpu import settle_cpu
 from trilemma.engine.loop import GRID_SEEDS, Trainer
 from trilemma.engine.machine import make_accelerator
+from trilemma.engine.pauses import look_seconds, score_seconds
 from trilemma.engine.processes import join
 from trilemma.engine.run import Run
 from trilemma.engine.train import Plan, build_method
 from trilemma.engine.training_flops import TrainingFlops
 from trilemma.errors import ConfigError, RunError
-from trilemma.measure.memory import PeakMemory
+from trilemma.measure.memory import PeakMemory, free_mib, own_mib
 from trilemma.methods import method_class
 
-SECONDS = 15.0  # of steps that are timed; with the samples and the loading it makes half a minute
+SECONDS = 15.0  # of steps that are timed
+WHOLE = 2.0  # times as long for all, but for what is unavoidable: a step, a sample, a checkpoint
 STEPS = 48  # at most: three rounds of the penalties that come every 16 steps
 SMALL_SET = 2_000  # images; below, a discriminator learns them by heart
+HALF_STEPS = 3  # with half of a batch
 ROOM = 0.9  # of the memory may be used
 MIDDLE = 0.5  # of the budget, where nothing is being warmed up
 _MIB = 2.0**20
@@ -42,7 +47,8 @@ _MIB = 2.0**20
 
 @dataclass(frozen=True)
 class Forecast:
-    """``seconds`` of training and of everything else (grids, checkpoints); memory and disk in MiB; words of advice."""
+    """``seconds`` of training and of everything else (snapshots, checkpoints); memory and disk in MiB; words of advice,
+    and of what was left out for lack of time. ``machine_mib`` is what may be taken, beside other programs."""
 
     steps: int
     images: int
@@ -57,12 +63,13 @@ class Forecast:
     largest_batch: int | None  # images that fit into a process at a time; None where memory is not known
     accumulate: int  # parts in which the batch fits
     advice: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The forecast in words, a line each."""
         found = [
             f"time: {_duration(self.seconds)} of training for {self.steps:,} steps, {self.images:,} images "
-            f"({self.images_per_second:.3g} images/s); {_duration(self.pauses)} for grids and checkpoints",
+            f"({self.images_per_second:.3g} images/s); {_duration(self.pauses)} for grids, scores and checkpoints",
             f"disk: {_size(self.disk_mib)} of {_size(self.free_mib)} free",
         ]
         if self.memory_mib is not None:
@@ -71,22 +78,43 @@ class Forecast:
         if self.largest_batch is not None:
             parts = f", so training.accumulate {self.accumulate}" if self.accumulate > 1 else ""
             found.append(f"batch: about {self.largest_batch:,} images fit into a process at a time{parts}")
+        if self.left_out:
+            found.append(f"rough: steps or samples are slow here, so {', '.join(self.left_out)}")
         return found + [f"advice: {words}" for words in self.advice]
 
 
+class _Time:
+    """What is left of the forecast's own time, and what was left out for lack of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+        self.left_out: list[str] = []
+
+    def allows(self, seconds: float, words: str = "") -> bool:
+        """Whether there is time for that; if not, ``words`` say what is left out."""
+        if time.perf_counter() + seconds <= self._end:
+            return True
+        self.left_out += [words] if words and words not in self.left_out else []
+        return False
+
+
 def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = STEPS) -> Forecast:
-    """Train for at most ``seconds`` or ``steps``, draw one grid, and say what all of ``plan`` will take.
+    """Train for about ``seconds`` or ``steps``, draw one grid, and say what all of ``plan`` will take.
+
+    It takes about twice ``seconds``: more only where one step, sample or checkpoint does.
 
     Raises:
         ConfigError: several processes, or a plan that cannot be trained.
     """
     require(join().num_processes == 1, "--forecast is made by one process: leave out torchrun or accelerate launch")
     settle_cpu()
-    training = plan.training
+    training, left = plan.training, _Time(WHOLE * seconds)
     images_each = training.batch_size
     with tempfile.TemporaryDirectory(prefix="trilemma-forecast-") as folder:
-        whole = _measure_what_fits(plan, Path(folder), seconds, steps)
-        half = _peak_of_half(plan, whole.batch, Path(folder) / "half")
+        whole = _measure_what_fits(plan, Path(folder), seconds, steps, left)
+        half = None
+        if left.allows(HALF_STEPS / 2 * whole.step, "how many images fit is not known"):
+            half = _peak_of_half(plan, whole.batch, Path(folder) / "half")
     larger = images_each / whole.batch  # 1 where the whole batch was measured
     each = whole.step * larger
     count = _steps(plan.budget, each, images_each, whole.flops * larger)
@@ -94,6 +122,10 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
     between = 60.0 * training.checkpoint_minutes
     saves = min(count, 1 + int(total / between)) if between > 0 else count
     grids = training.snapshots + 1 if training.snapshots else 0
+    pauses = grids * whole.drawing + saves * whole.saving
+    an_image = whole.drawing / len(GRID_SEEDS)
+    if left.allows(0.0, "scores are not counted"):
+        pauses += look_seconds(plan, whole.samples, an_image, total) + score_seconds(plan, an_image)
     machine = _machine_mib(join().device)
     fits = _largest_batch(whole.batch, whole.memory.mib, half, machine)
     if fits is not None:
@@ -106,7 +138,7 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
         steps=count,
         images=count * images_each,
         seconds=total,
-        pauses=grids * whole.drawing + saves * whole.saving,
+        pauses=pauses,
         images_per_second=images_each / each,
         memory_mib=whole.memory.mib,
         memory_kind=whole.memory.kind,
@@ -116,13 +148,14 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
         largest_batch=fits,
         accumulate=math.ceil(images_each / fits) if accumulates and missing and fits is not None else 1,
         advice=_advice(plan, missing and not accumulates),
+        left_out=tuple(left.left_out),
     )
 
 
 @dataclass(frozen=True)
 class _Measured:
     """Seconds and FLOPs of a step of ``batch`` images (FLOPs: 0 where the budget is none of them), seconds of a grid
-    and of a checkpoint; bytes of a grid, a checkpoint, weights."""
+    and of a checkpoint; bytes of a grid, a checkpoint, weights; the ``samples`` that were made."""
 
     batch: int
     step: float
@@ -133,14 +166,15 @@ class _Measured:
     checkpoint: int
     weights: int
     memory: PeakMemory
+    samples: Tensor
 
 
-def _measure_what_fits(plan: Plan, folder: Path, seconds: float, steps: int) -> _Measured:
+def _measure_what_fits(plan: Plan, folder: Path, seconds: float, steps: int, left: _Time) -> _Measured:
     """With the whole batch, or with the half, the quarter, ... that the GPU holds."""
     batch = plan.training.batch_size
     while True:
         try:
-            return _measure(plan, batch, folder / str(batch), seconds, steps)
+            return _measure(plan, batch, folder / str(batch), seconds, steps, left)
         except torch.OutOfMemoryError as error:
             smaller = batch // 2
             if smaller < plan.training.accumulate:
@@ -149,30 +183,27 @@ def _measure_what_fits(plan: Plan, folder: Path, seconds: float, steps: int) -> 
         torch.cuda.empty_cache()
 
 
-def _measure(plan: Plan, batch: int, folder: Path, seconds: float, steps: int) -> _Measured:
+def _measure(plan: Plan, batch: int, folder: Path, seconds: float, steps: int, left: _Time) -> _Measured:
     folder.mkdir()
     trainer = _trainer(plan, folder, batch)
-    trainer._step(MIDDLE)  # the first step allocates moments and chooses algorithms
-    before = trainer.flops.total
     with PeakMemory(trainer.accelerator.device) as memory:
-        each, made = _seconds_a_step(trainer, seconds, steps)
-    started = time.perf_counter()
+        each, flops = _of_a_step(trainer, seconds, steps, left)
     trainer.generator.method.eval()
-    samples = trainer.generator.stored(GRID_SEEDS, trainer.method.preview())
-    save_grid(samples, folder / "grid.png", columns=8)
-    drawing = time.perf_counter() - started
+    samples, drawing = _drawn(trainer, folder / "grid.png", left)
+    whole_grid = len(GRID_SEEDS) / len(samples)
     started = time.perf_counter()
     trainer.save()
     return _Measured(
         batch=batch,
         step=each,
-        flops=(trainer.flops.total - before) / made,
-        drawing=drawing,
+        flops=flops,
+        drawing=drawing * whole_grid,
         saving=time.perf_counter() - started,
-        grid=(folder / "grid.png").stat().st_size,
+        grid=int((folder / "grid.png").stat().st_size * whole_grid),
         checkpoint=sum(path.stat().st_size for path in trainer.run.checkpoint_folder.iterdir()),
         weights=sum(p.numel() * p.element_size() for p in trainer.average.parameters()),
         memory=memory,
+        samples=samples,
     )
 
 
@@ -197,17 +228,45 @@ class _Uncounted(TrainingFlops):
         yield
 
 
-def _seconds_a_step(trainer: Trainer, seconds: float, steps: int) -> tuple[float, int]:
-    """The mean, as some steps do more than others, and of how many."""
+def _of_a_step(trainer: Trainer, seconds: float, steps: int, left: _Time) -> tuple[float, float]:
+    """Mean seconds and FLOPs, as some steps do more than others.
+
+    The first step allocates moments and chooses algorithms, so that it counts only where no other is made.
+    """
+    first = before = _one_step(trainer)
+    counted = trainer.flops.total
+    taken: list[float] = []
+    while len(taken) < steps and (not taken or sum(taken) < seconds):
+        # Half of the time that is left is for what follows.
+        if not left.allows(2.0 * before, "" if taken else "it is from a single step"):
+            break
+        before = _one_step(trainer)
+        taken.append(before)
+    if not taken:
+        return first, counted
+    return sum(taken) / len(taken), (trainer.flops.total - counted) / len(taken)
+
+
+def _one_step(trainer: Trainer) -> float:
+    """Make one, and say how many seconds it took."""
     device = trainer.accelerator.device
     _wait(device)
     started = time.perf_counter()
-    done = 0
-    while done < steps and (done == 0 or time.perf_counter() - started < seconds):
-        trainer._step(MIDDLE)
-        _wait(device)
-        done += 1
-    return (time.perf_counter() - started) / done, done
+    trainer._step(MIDDLE)
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _drawn(trainer: Trainer, path: Path, left: _Time) -> tuple[Tensor, float]:
+    """The samples of a grid, and the seconds to make and to draw them; a few of them where all would take too long."""
+    for n in (1, 4, 16, len(GRID_SEEDS)):
+        started = time.perf_counter()
+        samples = trainer.generator.stored(GRID_SEEDS[:n], trainer.method.preview())
+        save_grid(samples, path, columns=8)
+        seconds = time.perf_counter() - started
+        if n < len(GRID_SEEDS) and not left.allows(4.0 * seconds, f"a grid is from {n} of its samples"):
+            break
+    return samples, seconds
 
 
 def _wait(device: torch.device) -> None:
@@ -221,10 +280,9 @@ def _peak_of_half(plan: Plan, batch: int, folder: Path) -> float | None:
     if half < plan.training.accumulate or half < 1:
         return None
     trainer = _trainer(plan, folder, half)
-    trainer._step(MIDDLE)
     with PeakMemory(trainer.accelerator.device) as memory:
-        trainer._step(MIDDLE)
-        trainer._step(MIDDLE)
+        for _ in range(HALF_STEPS):
+            trainer._step(MIDDLE)
     return memory.mib
 
 
@@ -239,9 +297,11 @@ def _largest_batch(batch: int, whole: float | None, half: float | None, machine:
 
 
 def _machine_mib(device: torch.device) -> float | None:
-    """Memory of the GPU, or of the machine; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1] / _MIB
+    """Memory of the GPU or the machine that this process has or may still take, beside other programs and within the
+    limits of a container; elsewhere all of the machine's, or None where the system does not say."""
+    free, own = free_mib(device), own_mib(device)
+    if free is not None and own is not None:
+        return free + own
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _MIB
     except (AttributeError, ValueError, OSError):

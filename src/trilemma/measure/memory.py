@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from trilemma.measure.groups import group_free_mib
+
 GPU = "allocated by torch on the GPU"
 RESET = "resident set of the process, its highest while the batch was made"
 SO_FAR = "resident set of the process, its highest so far"
@@ -108,14 +110,17 @@ class _Kept:
 
 
 def free_mib(device: torch.device) -> float | None:
-    """What may still be taken: of a GPU's memory, or, on Linux, of the machine's; None where that is not known."""
+    """What may still be taken: of a GPU's memory, or, on Linux, of the machine's and its control groups'; None where
+    that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / _MIB
-    with contextlib.suppress(OSError, ValueError):
-        for line in _MEMORY.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-    return None
+    left = [_line(_MEMORY, "MemAvailable:"), group_free_mib()]
+    return min((mib for mib in left if mib is not None), default=None)
+
+
+def own_mib(device: torch.device) -> float | None:
+    """What this process has: torch's share of a GPU's memory, or, on Linux, its resident set; None if not known."""
+    return torch.cuda.memory_reserved(device) / _MIB if device.type == "cuda" else _line(_STATUS, "VmRSS:")
 
 
 def _give_back() -> None:
@@ -136,9 +141,14 @@ def _reset_high_water() -> bool:
 
 def _high_water() -> float | None:
     """The mark in MiB."""
-    with contextlib.suppress(OSError):
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
+    return _line(_STATUS, "VmHWM:")
+
+
+def _line(file: Path, name: str) -> float | None:
+    """A number of the system's in MiB; None where it does not tell it."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) / 1024
     return None
 
