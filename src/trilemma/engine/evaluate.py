@@ -6,6 +6,7 @@ that a comparison needs nothing but run folders.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from trilemma.engine.judge import (
     REFERENCE_SAMPLES,
     Evidence,
     Judge,
+    Judgement,
     Trained,
     Verdict,
     check_reference,
@@ -37,10 +39,12 @@ from trilemma.engine.judge import (
 from trilemma.engine.outputs import save_trajectory
 from trilemma.engine.processes import company, join, told
 from trilemma.engine.run import Run
+from trilemma.engine.seeing import help_to_see, release, see_together
 from trilemma.errors import ConfigError, DataError, RunError
 from trilemma.files import finite, read_json, write_json
 from trilemma.measure.classifier import load_classifier
 from trilemma.measure.digits_cnn import WEIGHTS, load_digits_cnn
+from trilemma.measure.features import default_extractor, load_extractor
 from trilemma.measure.path_length import classifier_features, digits_features, feature_path_length
 from trilemma.measure.programs import TRUST
 from trilemma.measure.speed import hardware, speed_scores, versions
@@ -85,7 +89,7 @@ def evaluate(  # noqa: PLR0913
     reference_samples: int | None = REFERENCE_SAMPLES,
     report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Everything eval.json holds; several processes share the sampling, and all of them must call this.
+    """Everything eval.json holds; several processes share sampling and the extractor's work, and all must call this.
 
     Args:
         samples: in each set of samples.
@@ -111,9 +115,13 @@ def evaluate(  # noqa: PLR0913
     usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
     count = samples if samples is not None else min(usual, len(reference))
     sets = [sample_seeds(seed + k, 0, count) for k in range(repeats)]
-    if not join().is_main_process:  # the samples are shared work, all the rest is the main process's
-        for seeds in sets:
-            generator.shared(seeds, sampler)
+    images = reference.spec.kind == "images"
+    if not join().is_main_process:  # samples and features are shared work, all the rest is the main process's
+        if images:
+            _help(generator, sampler, sets, reference, extractor_name, extractor_weights)
+        else:
+            for seeds in sets:
+                generator.shared(seeds, sampler)
         shared: dict[str, Any] = told(None)
         return shared
     judge = make_judge(
@@ -122,8 +130,11 @@ def evaluate(  # noqa: PLR0913
         extractor_weights,
         cache=cache,
         reference_samples=reference_samples,
-        trained=trained_on(run, generator, reference, data_root) if reference.spec.kind == "images" else None,
+        trained=trained_on(run, generator, reference, data_root) if images else None,
+        see=see_together,
     )
+    if images:
+        judge = _releasing(judge)
     generated, found, evidence = _judge_sets(generator, sampler, sets, judge, report)
     report("seconds", count, count)
     speed = speed_scores(
@@ -173,6 +184,35 @@ def evaluate(  # noqa: PLR0913
     write_json(eval_path(run, method, sampler), result)
     written: dict[str, Any] = told(finite(result))
     return written
+
+
+def _help(  # noqa: PLR0917
+    generator: Generator,
+    sampler: Sampler,
+    sets: Sequence[Sequence[int]],
+    reference: Dataset,
+    name: str | None,
+    weights: Path | None,
+) -> None:
+    """Share the main process's work on images: its reference, the samples, and their features."""
+    usual = default_extractor(reference.name, reference.spec)
+    load = functools.cache(lambda: load_extractor(name or usual, weights, spec=reference.spec))
+    help_to_see(load)
+    for seeds in sets:
+        generator.shared(seeds, sampler)
+        help_to_see(load)
+
+
+def _releasing(judge: Judge) -> Judge:
+    """The same judge, made and used with the others' help: after each time they go on."""
+    release()
+
+    def judged(generated: Tensor) -> Judgement:
+        found = judge(generated)
+        release()
+        return found
+
+    return judged
 
 
 def _judge_sets(

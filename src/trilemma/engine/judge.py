@@ -19,7 +19,7 @@ from trilemma.config import require
 from trilemma.data import Dataset
 from trilemma.data.known import default_root
 from trilemma.errors import DataError
-from trilemma.measure.cache import cached_features
+from trilemma.measure.cache import See, cached_features
 from trilemma.measure.features import STACKED_DATA, Extractor, FeatureSet, default_extractor, extract, load_extractor
 from trilemma.measure.fidelity import fidelity_from_features, fidelity_protocol
 from trilemma.measure.memorisation import UNSEEN, Audit, audit
@@ -89,6 +89,7 @@ def make_judge(  # noqa: PLR0913
     cache: bool = True,
     reference_samples: int | None = REFERENCE_SAMPLES,
     trained: Trained | None = None,
+    see: See = extract,
 ) -> Judge:
     """The judge of samples against ``data``: images by an extractor (default: the data's), points by their modes.
 
@@ -97,6 +98,7 @@ def make_judge(  # noqa: PLR0913
         reference_samples: how many images of the reference are looked at by the extractor; None: all. As many of the
             training images are, for copies in features.
         trained: where copies are looked for; default ``data``.
+        see: what gives the features of images; several processes can do it together.
 
     Raises:
         ConfigError, DataError, ExtractorError: what cannot be judged, before any sample is made.
@@ -116,6 +118,7 @@ def make_judge(  # noqa: PLR0913
         reference_samples,
         trained or Trained(data),
         default_root() / "features" if cache else None,
+        see,
     )
 
 
@@ -171,13 +174,15 @@ def drawn(x: Tensor, count: int | None = REFERENCE_SAMPLES) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(REFERENCE_SEED))[:count]]
 
 
-def _images(data: Dataset, extractor: Extractor, samples: int | None, trained: Trained, cache: Path | None) -> Judge:
+def _images(  # noqa: PLR0917
+    data: Dataset, extractor: Extractor, samples: int | None, trained: Trained, cache: Path | None, see: See
+) -> Judge:
     reference = drawn(data.x, samples)
-    truth = cached_features(reference, extractor, cache)
+    truth = cached_features(reference, extractor, cache, see)
     audited, shown, known = data.x, reference, truth
     if trained.data is not None and trained.data.digest != data.digest:
         audited, shown = trained.data.x, drawn(trained.data.x, samples)
-        known = cached_features(shown, extractor, cache)
+        known = cached_features(shown, extractor, cache, see)
     unseen = None
     if trained.unseen is not None and len(trained.unseen) >= FEWEST_UNSEEN:
         unseen = drawn(trained.unseen.x, UNSEEN)
@@ -185,7 +190,7 @@ def _images(data: Dataset, extractor: Extractor, samples: int | None, trained: T
     digits = load_extractor("digits") if data.name == STACKED_DATA else None
 
     def judge(generated: Tensor) -> Judgement:
-        seen = extract(generated, extractor)
+        seen = see(generated, extractor)
         pixels, features = audit(generated, audited, unseen), audit(seen.features, known.features)
         evidence = Evidence((seen, truth), pixels, audited, features, shown)
         scores: dict[str, float | None] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,26 @@ from trilemma.files import write_atomically
 from trilemma.measure.features import Extractor, FeatureSet, extract
 from trilemma.measure.speed import versions
 
+See = Callable[[Tensor, Extractor], FeatureSet]
 _FORMAT = 1  # another one where the same key shall no longer mean the same features
 _LIBRARIES = ("trilemma", "torch", "torch-fidelity")
 
 
-def cached_features(x: Tensor, extractor: Extractor, folder: Path | None) -> FeatureSet:
-    """``extract(x, extractor)`` of uint8 images (N, C, H, W), read from ``folder`` if it is there, else put there.
+def cached_features(x: Tensor, extractor: Extractor, folder: Path | None, see: See = extract) -> FeatureSet:
+    """``see(x, extractor)`` of uint8 images (N, C, H, W), read from ``folder`` if it is there, else put there.
 
     A damaged file counts as absent and is written anew. A folder that cannot be written to keeps nothing, and neither
-    does None.
+    does None. ``see`` gives what ``extract`` does, in whatever way.
     """
     if folder is None:
-        return extract(x, extractor)
+        return see(x, extractor)
     key = _key(x, extractor)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     tensors = _read(path, key)
     if tensors is not None:
         logits: Any = tensors.get("logits")  # a network without classes has none
         return FeatureSet(tensors["features"], logits, extractor.name, extractor.digest)
-    found = extract(x, extractor)
+    found = see(x, extractor)
     seen = {"features": found.features, "logits": found.logits}
     made = {name: tensor.contiguous() for name, tensor in seen.items() if tensor is not None}
     metadata = {"key": key, "sha256": _checksum(made)}

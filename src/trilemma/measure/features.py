@@ -17,7 +17,7 @@ no file is ever unpickled freely, except a program that somebody has said to tru
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +145,11 @@ def extract(x: Tensor, extractor: Extractor, batch: int | None = None) -> Featur
     """Features of uint8 images (N, C, H, W), ``batch`` at a time; do it once for a reference and use it often."""
     if len(x) == 0:
         raise ExtractorError(f"extractor {extractor.name!r}: no images to look at")
-    parts = [extractor.features(part) for part in torch.split(x, batch or extractor.batch)]
+    return feature_set([extractor.features(part) for part in torch.split(x, batch or extractor.batch)], extractor)
+
+
+def feature_set(parts: Sequence[dict[str, Tensor]], extractor: Extractor) -> FeatureSet:
+    """What ``Extractor.features`` gave for batches, at least one, as one set."""
     return FeatureSet(
         features=torch.cat([part["features"] for part in parts]),
         logits=torch.cat([part["logits"] for part in parts]) if "logits" in parts[0] else None,
