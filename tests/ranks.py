@@ -28,18 +28,21 @@ from trilemma.engine.run import Run
 from trilemma.engine.train import Plan, train
 from trilemma.errors import Terminated
 from trilemma.maths.adversarial import discriminator_objective
+from trilemma.measure.features import Extractor
 from trilemma.methods.ddpm import DDPM
 from trilemma.types import Sampler
 
-GANS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "stylegan2": {
         "augment": "ada",
-        "ada": {"interval": 3},
+        "ada": {"interval": 3, "target": -1.0, "kimg": 0.05},  # a strength of about a half after three steps
         "lazy_reg": 2,
         "path_every": 2,
     },
+    "diffusion_gan": {"interval": 2, "target": -1.0, "kimg": 0.05, "lazy_reg": 2, "path_every": 2},
     "ddgan": {"lazy_reg": 2, "r2_gamma": 0.1, "shared_pass": True},
     "spigan": {"lazy_reg": 2},
+    "vae": {},
 }
 """Penalties at every other step, and whatever processes have to agree on."""
 
@@ -69,9 +72,9 @@ def train_known(folder: Path, **changes: Any) -> None:
         train(known_plan(**changes), folder)
 
 
-def train_gan(name: str, folder: Path) -> None:
-    """Four steps; then the weights of this process, what it remembers beside them, and how many messages with
-    gradients it sent, in a file of its own."""
+def train_method(name: str, folder: Path) -> None:
+    """Four steps; then the weights of this process and their averages, what it remembers beside them, and how many
+    messages with gradients it sent, in a file of its own."""
     finish, send, messages = Trainer._finish, torch.distributed.all_reduce, []
 
     def count(gradients: Tensor) -> None:
@@ -80,10 +83,10 @@ def train_gan(name: str, folder: Path) -> None:
 
     def show(self: Trainer) -> None:
         finish(self)
-        networks = self.method.networks().items()
+        averages = {f"average.{key}": net for key, net in self._averages().items()}
         found = {
             f"{key}.{name}": value.detach().contiguous().clone()
-            for key, net in networks
+            for key, net in (self.method.networks() | averages).items()
             for name, value in net.state_dict().items()
         }
         extra = self.method.extra_state()
@@ -91,11 +94,13 @@ def train_gan(name: str, folder: Path) -> None:
         found["path_mean"] = torch.tensor(float(extra.get("path_mean", 0.0)))
         for name, value in extra.get("controller", {}).items():
             found[f"controller.{name}"] = torch.tensor(float(value))
+        if "noise" in extra:
+            found["noise.T"] = torch.tensor(extra["noise"]["T"])
         save_file(found, folder / f"{self.run.folder.name}-{join().process_index}.safetensors")
 
     plan = tiny_plan(name, images=32, snapshots=0, checkpoint_minutes=60.0)
     with patch.object(Trainer, "_finish", show), patch.object(torch.distributed, "all_reduce", count):
-        train(replace(plan, options=tiny_options(name, **GANS[name])), folder / name)
+        train(replace(plan, options=tiny_options(name, **METHODS[name])), folder / name)
 
 
 def penalised(rank: int, count: int) -> dict[str, Tensor]:
@@ -128,18 +133,27 @@ def stop_and_go_on(folder: Path) -> None:
 
 
 def score(folder: Path) -> None:
-    """Three batches of samples, scored; what each process is told goes into a file of its own."""
-    timed = evaluation.speed_scores
-    with patch.object(evaluation, "speed_scores", lambda *args, **kwargs: timed(*args, **kwargs, limit_seconds=0.0)):
-        found = evaluation.evaluate(Run(folder / "unbroken"), Sampler(), samples=250)
-    (folder / f"scores-{join().process_index}.json").write_text(json.dumps(found))
+    """Points and images, scored; what each process is told goes into a file of its own, with the number of images that
+    it looked at itself."""
+    timed, see, looked = evaluation.speed_scores, Extractor.features, []
+
+    def count(self: Extractor, x: Tensor) -> dict[str, Tensor]:
+        looked.append(len(x))
+        return see(self, x)
+
+    brief = patch.object(evaluation, "speed_scores", lambda *args, **kwargs: timed(*args, **kwargs, limit_seconds=0.0))
+    with brief, patch.object(Extractor, "features", count):
+        points = evaluation.evaluate(Run(folder / "unbroken"), Sampler(), samples=250)
+        images = evaluation.evaluate(Run(folder / "known"), Sampler(steps=2), samples=300, cache=False)
+    told = {"points": points, "images": images, "looked": sum(looked)}
+    (folder / f"scores-{join().process_index}.json").write_text(json.dumps(told))
 
 
 def all_together(folder: Path) -> None:
     """Everything that two processes show without one of them dying."""
     train_known(folder / "known")
-    for name in GANS:
-        train_gan(name, folder)
+    for name in METHODS:
+        train_method(name, folder)
     save_file(penalised(join().process_index, 2), folder / f"penalised-{join().process_index}.safetensors")
     stop_and_go_on(folder)
     score(folder)

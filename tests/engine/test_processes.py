@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import nn
 
-from ranks import GANS, known_plan, penalised, train_known
+from ranks import METHODS, known_plan, penalised, train_known
 from same_run import assert_same_run, quick_plan
 from tiny import tiny_plan, weights
+from trilemma.augment.diffusion import DiffusionNoiseOptions
 from trilemma.engine import evaluate as evaluation
 from trilemma.engine import processes
 from trilemma.engine.checkpoint import checkpoints
@@ -93,15 +94,19 @@ def test_a_batch_in_parts_is_the_whole_batch(tmp_path: Path, one: Path, parts: i
         torch.testing.assert_close(found[key], value, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", GANS)
-def test_processes_agree_on_all_weights_of_a_gan(two: Path, name: str) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_processes_agree_on_all_weights_and_their_averages(two: Path, name: str) -> None:
     """With R1, R2 and path lengths at every other step, and noise of each process's own; also on averages of w."""
     first, second = (weights(two / f"{name}-{rank}.safetensors") for rank in (0, 1))
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
-    assert len(first) > 10
+    averaged = [key for key in first if key.startswith("average.")]
+    assert len(first) > 10 and len(averaged) > 3
+    assert any(not torch.equal(first[key], first[key.removeprefix("average.")]) for key in averaged)
 
 
-@pytest.mark.parametrize(("name", "messages"), [("ddgan", 8), ("spigan", 8), ("stylegan2", 12)])
+@pytest.mark.parametrize(
+    ("name", "messages"), [("ddgan", 8), ("spigan", 8), ("stylegan2", 12), ("diffusion_gan", 12), ("vae", 4)]
+)
 def test_gradients_are_sent_once_for_each_step_of_an_optimiser(two: Path, name: str, messages: int) -> None:
     """Four steps of G and of D each; StyleGAN2's two penalties are steps of their own, here two of each."""
     assert [int(weights(two / f"{name}-{rank}.safetensors")["messages"]) for rank in (0, 1)] == [messages] * 2
@@ -118,10 +123,18 @@ def test_gradients_of_penalties_are_those_of_the_whole_batch(two: Path) -> None:
 
 
 def test_processes_agree_on_what_ada_has_seen_and_the_mean_path_length(two: Path) -> None:
-    """ADA's strength is adjusted after three steps; in the fourth it has counted the images of both."""
+    """ADA's strength is adjusted after three steps; the fourth is augmented and has counted the images of both."""
     found = [weights(two / f"stylegan2-{rank}.safetensors") for rank in (0, 1)]
     assert found[0]["controller.images"] == 8
+    assert float(found[0]["controller.p"]) == pytest.approx(24 / 50)
     assert found[0]["path_mean"] != 0 and found[0]["generator.mapping.w_avg"].abs().max() > 0
+
+
+def test_processes_agree_on_the_noise_of_a_diffusion_gan(two: Path) -> None:
+    """Its strength is adjusted after two steps and after four."""
+    found = weights(two / "diffusion_gan-0.safetensors")
+    assert float(found["controller.p"]) == pytest.approx(32 / 50)
+    assert int(found["noise.T"]) > DiffusionNoiseOptions().t_min
 
 
 def test_the_log_is_written_by_one(two: Path) -> None:
@@ -137,9 +150,11 @@ def test_parts_of_a_batch_are_consecutive_and_whole() -> None:
 
 
 def test_a_method_that_needs_its_whole_batch_says_so(tmp_path: Path) -> None:
-    plan = quick_plan(accumulate=2)
     with pytest.raises(ConfigError, match="ddgan takes its whole batch at once"):
-        train(plan, tmp_path / "run")
+        quick_plan(accumulate=2)
+    plan = quick_plan()
+    with pytest.raises(ConfigError, match="ddgan takes its whole batch at once"):
+        train(replace(plan, training=replace(plan.training, accumulate=2)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -151,6 +166,8 @@ def test_unequal_shares_are_refused() -> None:
         check_shares(batch_size=1, accumulate=1, processes=2)
     with pytest.raises(ConfigError, match="accumulate 5 is more than the 4 images"):
         check_shares(batch_size=8, accumulate=5, processes=2)
+    with pytest.raises(ConfigError, match="9 cannot be shared.*; training.accumulate 5 is more than the 4"):
+        check_shares(batch_size=9, accumulate=5, processes=2)
 
 
 def test_accumulation_is_no_other_training(tmp_path: Path) -> None:
@@ -182,14 +199,24 @@ def test_shared_samples_are_those_of_one_process(two: Path) -> None:
 
 
 def test_shared_scores_are_those_of_one_process(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of points and of images: 300 samples and 1,797 digits are seen in batches of 250, by turns."""
     timed = evaluation.speed_scores
     monkeypatch.setattr(evaluation, "speed_scores", lambda *args, **kwargs: timed(*args, **kwargs, limit_seconds=0.0))
-    alone = evaluation.evaluate(Run(shutil.copytree(two / "unbroken", tmp_path / "run")), Sampler(), samples=250)
     first, second = (json.loads((two / f"scores-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second == json.loads((two / "unbroken" / "eval.json").read_text())
-    judged = [name for name in alone["scores"] if "second" not in name]
-    assert len(judged) > 3
-    assert {name: first["scores"][name] for name in judged} == {name: alone["scores"][name] for name in judged}
+    for kind, name, sampler, samples in (
+        ("points", "unbroken", Sampler(), 250),
+        ("images", "known", Sampler(steps=2), 300),
+    ):
+        run = Run(shutil.copytree(two / name, tmp_path / kind))
+        alone = evaluation.evaluate(run, sampler, samples=samples, cache=False)
+        written = next(path for path in (two / name).glob("eval*.json"))
+        assert first[kind] == second[kind] == json.loads(written.read_text())
+        judged = [score for score in alone["scores"] if "second" not in score]
+        assert len(judged) > 3
+        assert {score: first[kind]["scores"][score] for score in judged} == {
+            score: alone["scores"][score] for score in judged
+        }
+    assert (first["looked"], second["looked"]) == (4 * 250 + 250, 3 * 250 + 47 + 50)
 
 
 # A death
