@@ -113,6 +113,10 @@ def bad(capsys: Capture, *arguments: str) -> str:
         ("train ddgan --data digits --minutes 1 --images 5", "give either --minutes or --images, not both"),
         ("train ddgan --data digits --flops 0", "--flops must be positive, not 0.0"),
         ("train ddgan --data digits --flops 1e12 --images 5", "give one of --minutes, --images and --flops, not two"),
+        (
+            "train ddgan --data no/where --minutes -1 --seed -1 --training.accumulate 2",
+            "--minutes must be positive, not -1.0; seed must be from 0 to 2147483647, not -1; training.accumulate 2: ",
+        ),
         ("train ddgan --data digits --size 0", "--size 0: must be at least 1"),
         ("train ddgan --data gaussians --size 8", "gaussians are points"),
         ("train ddgan --data digits --training.batch-size 0", "batch_size must be at least 1, not 0"),
@@ -254,6 +258,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(here: Path, capsys: Capture
         assert "full is not empty and not a run" in bad(capsys, *words(command), "--out", "full")
 
 
+def test_all_that_is_wrong_with_a_sample_is_told_at_once(here: Path, capsys: Capture) -> None:
+    line = "sample . --n 0 --seed -1 --batch-size many --steps four --u 0,x --interpolate 1 --class a --label 3"
+    text = bad(capsys, *words(line))
+    for expected in (
+        "--n must be at least 1",
+        "--seed must be from 0",
+        "--batch-size takes a whole number or auto, not 'many'",
+        "--steps takes whole numbers",
+        "--u takes points of the path",
+        "--interpolate takes two samples, not [1]",
+        "--u and --interpolate are different pictures",
+        "--class and --label both name the class",
+    ):
+        assert expected in text, expected
+    both = bad(capsys, *words("bench . --steps one --batches 4,x"))
+    assert "--steps takes" in both and "--batches takes" in both
+
+
 def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) -> None:
     (here / "file").write_text("")
     folder = str(run)
@@ -272,6 +294,10 @@ def test_bad_uses_of_a_run_are_one_line(run: Path, here: Path, capsys: Capture) 
         ("sample RUN --eta 0.5", "no sampler setting eta"),
         ("sample RUN --truncation 0.5", "no sampler setting truncation"),
         ("sample RUN --label 3", "no sampler setting label"),
+        ("sample RUN --class 3", "no sampler setting label"),
+        ("sample RUN --class three", "unknown class 'three': known: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        ("sample RUN --class 3 --label 3", "--class and --label both name the class"),
+        ("export RUN --class three", "unknown class 'three'"),
         ("sample RUN --u 0,1", "makes no path from noise to image"),
         ("sample RUN --u 0,x", "--u takes points of the path, for example 0,0.25,0.5,0.75,1, not '0,x'"),
         ("sample RUN --interpolate 0,1", "has no latent space to walk through"),

@@ -15,6 +15,7 @@ from trilemma.config import (
     DataOptions,
     Recipe,
     Training,
+    all_of,
     build,
     default_recipe,
     load_recipe,
@@ -82,6 +83,43 @@ def test_every_problem_is_told_at_once() -> None:
     ):
         assert words in text, words
     assert text.count("; ") == 6
+
+
+@dataclass(frozen=True)
+class Linked:
+    low: float = 0.0
+    high: float = 1.0
+    kind: Literal["none", "some"] = "none"
+    share: float = 0.0
+    inner: Inner = field(default_factory=Inner)
+
+    def __post_init__(self) -> None:
+        require_all(
+            (self.low >= 0, f"low must not be negative, not {self.low}"),
+            (self.high >= 0, f"high must not be negative, not {self.high}"),
+            (self.share == 0 or self.kind == "some", "share needs a kind"),
+        )
+
+
+@pytest.mark.parametrize(
+    "other", [{"low": "x"}, {"lwo": 1.0}, {"inner": {"width": -1}}, {"inner": {"width": "x"}}, {"kind": 3}]
+)
+def test_a_wrong_value_does_not_hide_another_one_of_the_same_record(other: dict[str, Any]) -> None:
+    text = problems({"high": -1, **other}, Linked)
+    assert text.endswith("high must not be negative, not -1.0") and text.count("; ") == 1
+
+
+@pytest.mark.parametrize("other", [{"kind": "sme"}, {"knd": "some"}])
+def test_what_depends_on_a_wrong_value_is_not_told_before_that_is_mended(other: dict[str, Any]) -> None:
+    """It would be judged by the default."""
+    assert "share needs" not in problems({"share": 0.5, **other}, Linked)
+    assert problems({"share": 0.5}, Linked) == "share needs a kind"
+
+
+def test_all_checks_are_made() -> None:
+    assert all_of(lambda: 1, lambda: "two") == [1, "two"]
+    with pytest.raises(ConfigError, match="^one; three$"):
+        all_of(lambda: require(False, "one"), lambda: 2, lambda: require(False, "three"))
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,6 @@ def train(  # noqa: PLR0913
     Raises:
         TrilemmaError: anything a user can mend, in one line.
     """
-    if seed < 0 or seed >= 2**31:
-        raise ConfigError(f"seed must be from 0 to 2147483647, not {seed}")
     plan = training.make_plan(
         method,
         data,
@@ -124,8 +122,6 @@ def forecast(  # noqa: PLR0913
     Raises:
         TrilemmaError: anything a user can mend, in one line.
     """
-    if seed < 0 or seed >= 2**31:
-        raise ConfigError(f"seed must be from 0 to 2147483647, not {seed}")
     plan = training.make_plan(
         method,
         data,

@@ -94,7 +94,7 @@ class VerifyResume:
     data: str = "digits"  # digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images
     recipe: str | None = None  # a packaged recipe or a TOML file (default: the method's own for the data)
     steps: int = 6  # of training, in each of the two runs
-    kill_in: int | None = None  # the step that a process is killed in (default: half way)
+    kill_in: int | None = None  # the step that a process is killed in, from 2 on (default: half way)
     seed: int = 0  # of the data order, the weights and the noise
     size: int | None = None  # resize and centre-crop the images to this many pixels a side
     out: Path | None = None  # a new folder that keeps both runs (default: they are deleted)
@@ -112,7 +112,8 @@ class Sample:
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]; below 1 better images, fewer kinds
-    label: int | None = None  # conditional models: the class (default: drawn)
+    class_: str | None = None  # conditional models: the class by name, or by number (default: drawn)
+    label: int | None = None  # the same by number alone
     out: Path = Path("grid.png")  # a .png grid, an .npz file, or a folder for single PNGs
     trajectory: bool = False  # draw the states from noise to image, one row a sample
     u: str | None = None  # spigan: draw these points of the path, one row a sample: 0,0.25,0.5,0.75,1
@@ -180,7 +181,8 @@ class Export:
     eta: float | None = None  # DDIM's noise, 0 to 1
     variance: Literal["fixed_small", "fixed_large"] | None = None  # ddpm: of the ancestral sampler
     truncation: float | None = None  # stylegan2, diffusion_gan: psi in [0, 1]
-    label: int | None = None  # conditional models: the class (default: drawn from the noise)
+    class_: str | None = None  # conditional models: the class by name, or by number (default: drawn from the noise)
+    label: int | None = None  # the same by number alone
     tolerance: float = 1e-4  # the largest difference from PyTorch's samples that is let pass
     int8: bool = False  # onnx: convolutions in eight bits, kept if FID against the run's data holds
     samples: int | None = None  # --int8: images scored of each kind (default: 1000)

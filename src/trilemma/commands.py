@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trilemma.config import require
+from trilemma.config import require, require_all, shown
 from trilemma.errors import ConfigError
 from trilemma.files import finite
 from trilemma.types import Sampler
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WORDS = Console(stderr=True)
 WALK = 16  # images between two samples, at most
+TWO_CLASSES = "--class and --label both name the class: give one of them"
 
 
 @contextlib.contextmanager
@@ -179,27 +180,35 @@ def run_sample(command: Any) -> None:
     from trilemma.engine.generator import Generator, sample_seeds
     from trilemma.engine.outputs import check_out, save_path, save_samples, save_steps, save_trajectory, save_walk
 
-    require(command.n >= 1, f"--n must be at least 1, not {command.n}")
-    batch_size = _count_or(command.batch_size, "auto", "--batch-size")
-    require(batch_size is None or batch_size >= 1, f"--batch-size must be at least 1, not {batch_size}")
-    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
-    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 4 or 1,2,4,8")
+    wrong: list[str] = []
+    batch_size = _count_or(command.batch_size, "auto", "--batch-size", wrong)
+    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 4 or 1,2,4,8", wrong)
+    us = _numbers(command.u, float, "--u takes points of the path, for example 0,0.25,0.5,0.75,1", wrong)
+    ends = _numbers(command.interpolate, int, "--interpolate takes two samples' numbers, for example 0,1", wrong)
     pictures = [flag for flag in ("trajectory", "u", "interpolate") if getattr(command, flag)]
     pictures += ["steps"] if len(steps) > 1 else []
-    require(len(pictures) <= 1, f"--{' and --'.join(pictures)} are different pictures: choose one")
-    require(batch_size is not None or not pictures, "--batch-size auto is for single images: give it a number")
-    us = _numbers(command.u, float, "--u takes points of the path, for example 0,0.25,0.5,0.75,1")
-    ends = _numbers(command.interpolate, int, "--interpolate takes two samples' numbers, for example 0,1")
-    require(len(ends) in (0, 2) and all(end >= 0 for end in ends), f"--interpolate takes two samples, not {ends}")
+    named = " and ".join(f"--{flag}" for flag in pictures)
+    auto = command.batch_size == "auto"
+    require_all(
+        *((False, problem) for problem in wrong),
+        (command.n >= 1, f"--n must be at least 1, not {command.n}"),
+        (batch_size is None or batch_size >= 1, f"--batch-size must be at least 1, not {batch_size}"),
+        (0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}"),
+        (len(pictures) <= 1, f"{named} are different pictures: choose one"),
+        (not (auto and pictures), "--batch-size auto is for single images: give it a number"),
+        (len(ends) in (0, 2) and all(end >= 0 for end in ends), f"--interpolate takes two samples, not {ends}"),
+        (command.label is None or command.class_ is None, TWO_CLASSES),
+    )
     generator = Generator.load(command.run)
     check_out(command.out, generator.spec, trajectory=bool(pictures))
+    label = _label(command)
     samplers = [
         Sampler(
             steps=count,
             eta=command.eta,
             variance=command.variance,
             truncation=command.truncation,
-            label=command.label,
+            label=label,
         )
         for count in steps or [None]
     ]
@@ -236,19 +245,30 @@ def run_sample(command: Any) -> None:
     print(path)
 
 
-def _numbers(text: str | None, kind: Callable[[str], Any], problem: str) -> list[Any]:
-    """Numbers between commas; none where there is no text."""
+def _label(command: Any) -> int | None:
+    """The number of the class asked for by --class or --label."""
+    from trilemma.engine.run import Run
+
+    label: int | None = command.label
+    return label if command.class_ is None else Run.open(command.run).class_number(command.class_)
+
+
+def _numbers(text: str | None, kind: Callable[[str], Any], problem: str, wrong: list[str]) -> list[Any]:
+    """Numbers between commas; none where there is no text, or where it is none, which ``wrong`` is told."""
     try:
         return [kind(part) for part in text.split(",")] if text is not None else []
     except ValueError:
-        raise ConfigError(f"{problem}, not {text!r}") from None
+        wrong.append(f"{problem}, not {shown(text)}")
+        return []
 
 
-def _count_or(text: str, word: str, flag: str) -> int | None:
-    """The number of images that a flag gives; none for ``word``, which leaves it open."""
-    if text != word and not text.isdecimal():
-        raise ConfigError(f"{flag} takes a whole number or {word}, not {text!r}")
-    return None if text == word else int(text)
+def _count_or(text: str, word: str, flag: str, wrong: list[str]) -> int | None:
+    """The number of images that a flag gives; none for ``word``, which leaves it open. ``wrong`` is told of others."""
+    try:
+        return None if text == word else int(text if text.isdecimal() else "")
+    except ValueError:
+        wrong.append(f"{flag} takes a whole number or {word}, not {shown(text)}")
+        return None
 
 
 def run_evaluate(command: Any) -> None:
@@ -312,8 +332,10 @@ def run_bench(command: Any) -> None:
     from trilemma import api
     from trilemma.comparison import bench_table
 
-    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 1,2,4,8")
-    batches = _numbers(command.batches, int, "--batches takes whole numbers, for example 1,16,100")
+    wrong: list[str] = []
+    steps = _numbers(command.steps, int, "--steps takes whole numbers, for example 1,2,4,8", wrong)
+    batches = _numbers(command.batches, int, "--batches takes whole numbers, for example 1,16,100", wrong)
+    require_all(*((False, problem) for problem in wrong))
     with progress_bar() as bar:
         line = Line(bar, "measure")
         results = api.bench(
@@ -342,13 +364,17 @@ def run_export(command: Any) -> None:
     """``trilemma export``."""
     from trilemma import api
 
-    batch = _count_or(command.batch, "dynamic", "--batch")
+    wrong: list[str] = []
+    batch = _count_or(command.batch, "dynamic", "--batch", wrong)
+    require_all(
+        *((False, problem) for problem in wrong), (command.label is None or command.class_ is None, TWO_CLASSES)
+    )
     sampler = Sampler(
         steps=command.steps,
         eta=command.eta,
         variance=command.variance,
         truncation=command.truncation,
-        label=command.label,
+        label=_label(command),
     )
     made = api.export(
         command.run,

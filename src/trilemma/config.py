@@ -8,11 +8,13 @@ it was made for, the method's options and how to train.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -50,37 +52,51 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, problems: list[str]) 
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     keywords: dict[str, Any] = {}
     before = len(problems)
+    doubtful: set[str] = set()  # settings whose value is wrong or, under a wrong name, not known
     unknown = 0
     for key, value in values.items():
         if key not in names:
             unknown += 1
             if unknown <= _MOST_UNKNOWN:
+                doubtful.update(difflib.get_close_matches(str(key)[:_LONGEST], names, n=1, cutoff=0.5))
                 name = f"{path}{key}"[:_LONGEST]
                 problems.append(str(nearest("key", name, [f"{path}{name}" for name in names])))
             continue
-        keywords[key] = _convert(hints[key], value, f"{path}{key}", problems)
+        found = len(problems)
+        converted = _convert(hints[key], value, f"{path}{key}", problems)
+        if len(problems) > found:
+            doubtful.add(key)
+        else:
+            keywords[key] = converted
     if unknown > _MOST_UNKNOWN:
         problems.append(f"and {unknown - _MOST_UNKNOWN} more unknown keys")
-    missing = [
+    required = [
         f.name
         for f in dataclasses.fields(cls)
-        if f.init
-        and f.name not in keywords
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
+    missing = [name for name in required if name not in values]
     if missing:
         problems.append(f"missing {', '.join(path + name for name in missing)}")
-    if len(problems) > before:  # here or further inside; problems elsewhere do not hide this one's own
+    whole = len(problems) == before  # here and further inside; problems elsewhere do not hide this one's own
+    if any(name not in keywords for name in required):
         return None
     try:
-        return cls(**keywords)
+        made = cls(**keywords)  # with the default of what is wrong, to hear what else is
     except ConfigError as error:
-        problems.append(str(error))
+        problems += [words for words in str(error).split("; ") if not _speaks_of(words, doubtful)]
+        return None
     except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:  # numbers beyond what can be computed
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        problems.append(f"{path.rstrip('.') or 'settings'} cannot be used ({reason})")
-    return None
+        if whole:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            problems.append(f"{path.rstrip('.') or 'settings'} cannot be used ({reason})")
+        return None
+    return made if whole else None
+
+
+def _speaks_of(words: str, names: set[str]) -> bool:
+    """Whether a refusal names one of these settings."""
+    return bool(names & set(re.findall(r"\w+", words)))
 
 
 def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
@@ -167,6 +183,23 @@ def require_all(*checks: tuple[bool, str]) -> None:
     problems = [problem for condition, problem in checks if not condition]
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def all_of(*checks: Callable[[], Any]) -> list[Any]:
+    """What each of the checks returns.
+
+    Raises:
+        ConfigError: some refuse; what all of these say, in one line.
+    """
+    found, problems = [], []
+    for check in checks:
+        try:
+            found.append(check())
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return found
 
 
 @dataclass(frozen=True)

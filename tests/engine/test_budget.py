@@ -31,6 +31,11 @@ def test_what_is_no_budget_is_refused(settings: dict[str, float], words: str) ->
         Budget(**settings)  # type: ignore[arg-type]
 
 
+def test_all_that_is_wrong_with_a_budget_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="not both; --minutes must be positive.*; --images must be .*; --flops must"):
+        Budget(minutes=-1.0, images=0, flops=-2.0)
+
+
 @given(st.integers(1, 10**9), st.integers(0, 10**10), SECONDS)
 def test_a_budget_of_images_ignores_the_clock(images: int, shown: int, seconds: float) -> None:
     assert Budget(images=images).fraction(shown, seconds) == shown / images

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from trilemma.config import require
+from trilemma.config import require_all
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = sum(value is not None for value in (self.minutes, self.images, self.flops))
-        require(self.minutes is None or self.images is None, "give either --minutes or --images, not both")
-        require(given <= 1, "give one of --minutes, --images and --flops, not two")
-        require(given == 1, "give --minutes or --images, or --flops")
-        require(self.minutes is None or self.minutes > 0, f"--minutes must be positive, not {self.minutes}")
-        require(self.images is None or self.images > 0, f"--images must be positive, not {self.images}")
-        require(self.flops is None or self.flops > 0, f"--flops must be positive, not {self.flops}")
+        both = self.minutes is not None and self.images is not None
+        require_all(
+            (not both, "give either --minutes or --images, not both"),
+            (both or given <= 1, "give one of --minutes, --images and --flops, not two"),
+            (given >= 1, "give --minutes or --images, or --flops"),
+            (self.minutes is None or self.minutes > 0, f"--minutes must be positive, not {self.minutes}"),
+            (self.images is None or self.images > 0, f"--images must be positive, not {self.images}"),
+            (self.flops is None or self.flops > 0, f"--flops must be positive, not {self.flops}"),
+        )
 
     def fraction(self, images: int, seconds: float, flops: float = 0.0) -> float:
         """The share spent, 0 at the start and 1 (or more) at the end."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from trilemma.config import require
+from trilemma.config import require_all
 from trilemma.errors import RunError
 
 if TYPE_CHECKING:  # one process that samples does without
@@ -187,11 +187,14 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
     """
     share = batch_size // processes
     near = [str(images * processes) for images in (share, share + 1) if images > 0]
-    require(
-        batch_size % processes == 0,
-        f"training.batch_size {batch_size} cannot be shared equally by {processes} processes: take {' or '.join(near)}",
-    )
-    require(
-        accumulate <= share,
-        f"training.accumulate {accumulate} is more than the {share} images of a batch in each process: lower it",
+    require_all(
+        (
+            batch_size % processes == 0,
+            f"training.batch_size {batch_size} cannot be shared equally by {processes} processes: "
+            f"take {' or '.join(near)}",
+        ),
+        (
+            accumulate <= share,
+            f"training.accumulate {accumulate} is more than the {share} images of a batch in each process: lower it",
+        ),
     )

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trilemma.config import build, require_all
+from trilemma.config import build, require, require_all
 from trilemma.engine.bounds import bounded, check_settings
 from trilemma.engine.checkpoint import write_tensors
-from trilemma.errors import RunError
+from trilemma.errors import RunError, nearest
 from trilemma.files import (
     cannot_write,
     clear_temporaries,
@@ -89,6 +89,23 @@ class Run:
             (spec.classes >= 0, f"{self.config_path}: classes must not be negative, not {spec.classes}"),
         )
         return spec
+
+    def class_number(self, word: str) -> int:
+        """The number of the class called ``word`` in the data that the run was trained on, or else that number itself.
+
+        Raises:
+            ConfigError: no such name, and no number.
+            RunError: a config.json with other things than names.
+        """
+        names = self.config()["data"].get("class_names", [])  # earlier versions did not keep them
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunError(f"{self.config_path}: data.class_names is no list of names: restore it, or leave it out")
+        if word in names:
+            return names.index(word)
+        if word.isdecimal() and len(word) < 10:
+            return int(word)
+        require(bool(names), f"--class {word}: this run does not know the names of classes: give a number")
+        raise nearest("class", word, names)
 
     def build_method(self) -> Method:
         """The method this run trained, with fresh weights; networks out of all proportion to its own are refused."""

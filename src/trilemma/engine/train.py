@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trilemma.config import Recipe, Training, build, default_recipe, load_recipe, plain, require
+from trilemma.config import Recipe, Training, all_of, build, default_recipe, load_recipe, plain, require
 from trilemma.data import Dataset, data_place, load_data, usual_size
 from trilemma.engine.again import training_command
 from trilemma.engine.budget import Budget
@@ -77,7 +77,12 @@ def make_plan(  # noqa: PLR0913
     training: Training | None = None,
     path: str | None = None,
 ) -> Plan:
-    """Check every setting and load the data. ``path`` says where a data set given as an object was read from."""
+    """Check every setting, then load the data. ``path`` says where a data set given as an object was read from.
+
+    Raises:
+        ConfigError: settings that cannot be, all that are wrong in one line, before any data are read.
+        DataError: data that cannot be had.
+    """
     name, loaded = resolve_recipe(method, data if isinstance(data, str) else data.name, recipe)
     kind = method_class(method)
     options = options if options is not None else build(kind.Options, loaded.options, f"recipe {name}")
@@ -86,7 +91,12 @@ def make_plan(  # noqa: PLR0913
         minutes, images, flops = training.minutes, training.images, training.flops
     if minutes is None and images is None and flops is None:
         raise ConfigError(f"recipe {name} has no default budget: give --minutes or --images, or --flops")
-    budget = Budget(minutes=minutes, images=images, flops=flops)
+    processes = join().num_processes
+    budget, *_ = all_of(
+        lambda: Budget(minutes=minutes, images=images, flops=flops),
+        lambda: require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}"),
+        lambda: _check_batch(kind, training, processes),
+    )
     if isinstance(data, str):
         path = data_path(data)
         with company(), join().main_process_first():  # it may have to download
@@ -160,15 +170,22 @@ def build_method(plan: Plan) -> Method:
     Raises:
         ConfigError: a batch that the processes cannot share, or that the method cannot take in parts.
     """
-    kind, training = method_class(plan.method), plan.training
-    check_shares(training.batch_size, training.accumulate, join().num_processes)
-    require(
-        training.accumulate == 1 or kind.accumulates,
-        f"training.accumulate {training.accumulate}: {plan.method} takes its whole batch at once, as what its images "
-        "learn from is computed over all of them: leave it at 1 and lower training.batch_size or use more processes",
-    )
+    kind = method_class(plan.method)
+    _check_batch(kind, plan.training, join().num_processes)
     torch.manual_seed(plan.seed)
     return kind(plan.options, plan.data.spec)
+
+
+def _check_batch(kind: type[Method], training: Training, processes: int) -> None:
+    """Refuse a batch that the processes cannot share, or that the method cannot take in parts."""
+    whole = (
+        f"training.accumulate {training.accumulate}: {kind.name} takes its whole batch at once, as what its images "
+        "learn from is computed over all of them: leave it at 1 and lower training.batch_size or use more processes"
+    )
+    all_of(
+        lambda: check_shares(training.batch_size, training.accumulate, processes),
+        lambda: require(training.accumulate == 1 or kind.accumulates, whole),
+    )
 
 
 def _found(run: Run, plan: Plan, title: str, resume: bool) -> tuple[bool, bool]:
@@ -240,6 +257,7 @@ def describe_data(data: Dataset, path: str | None) -> dict[str, Any]:
         "digest": data.digest,
         "images": len(data),
         "spec": plain(data.spec),
+        "class_names": list(data.class_names),
         "skipped": list(data.skipped),
     }
 

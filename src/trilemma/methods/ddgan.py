@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from trilemma.config import require
+from trilemma.config import require, require_all
 from trilemma.maths import adversarial
 from trilemma.maths.gaussian import q_sample_pair, sample_posterior
 from trilemma.maths.noise import SeedNoise
@@ -90,19 +90,22 @@ class DDGANOptions:
     points: PointOptions = field(default_factory=PointOptions)
 
     def __post_init__(self) -> None:
-        require(self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}")
-        require(self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}")
-        require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
-        require(0.0 < self.energy_share <= 1.0, f"energy_share must be in (0, 1], not {self.energy_share}")
-        require(self.t_odds > 0.0, f"t_odds must be above 0, not {self.t_odds}")
-        require(0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}")
-        require(
-            self.warm_share == 0.0 or (self.auxiliary != "none" and self.auxiliary_weight > 0),
-            "warm_share needs an auxiliary loss: there would be nothing to learn from",
-        )
-        require(
-            self.discriminator.conditional or self.auxiliary != "none",
-            "discriminator.conditional = false needs an auxiliary loss: nothing else would tie x_0 to x_{t+1}",
+        learns = self.auxiliary != "none" and self.auxiliary_weight > 0
+        require_all(
+            (self.num_timesteps >= 1, f"num_timesteps must be at least 1, not {self.num_timesteps}"),
+            (self.lazy_reg >= 1, f"lazy_reg must be at least 1, not {self.lazy_reg}"),
+            (len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}"),
+            (0.0 < self.energy_share <= 1.0, f"energy_share must be in (0, 1], not {self.energy_share}"),
+            (self.t_odds > 0.0, f"t_odds must be above 0, not {self.t_odds}"),
+            (0.0 <= self.warm_share < 1.0, f"warm_share must be in [0, 1), not {self.warm_share}"),
+            (
+                self.warm_share == 0.0 or learns,
+                "warm_share needs an auxiliary loss: there would be nothing to learn from",
+            ),
+            (
+                self.discriminator.conditional or self.auxiliary != "none",
+                "discriminator.conditional = false needs an auxiliary loss: nothing else would tie x_0 to x_{t+1}",
+            ),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from trilemma.config import require
+from trilemma.config import require_all
 from trilemma.errors import ConfigError
 from trilemma.maths.gaussian import add_noise, ddim_step, ddim_timesteps, ddpm_step
 from trilemma.maths.noise import SeedNoise
@@ -49,9 +49,11 @@ class DDPMOptions:
     points: PointOptions = field(default_factory=PointOptions)
 
     def __post_init__(self) -> None:
-        require(self.timesteps >= 1, f"timesteps must be at least 1, not {self.timesteps}")
-        require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}")
-        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require_all(
+            (self.timesteps >= 1, f"timesteps must be at least 1, not {self.timesteps}"),
+            (len(self.adam_betas) == 2, f"adam_betas must be two numbers, not {self.adam_betas}"),
+            (self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}"),
+        )
 
 
 class DDPM(Method):
@@ -128,12 +130,12 @@ class DDPM(Method):
             if sampler.eta is not None:
                 raise ConfigError("eta belongs to DDIM: give --steps as well")
             return f"ancestral, {self.options.timesteps} steps"
-        require(
-            1 <= sampler.steps <= self.options.timesteps,
-            f"steps must be from 1 to {self.options.timesteps}, not {sampler.steps}",
+        most = self.options.timesteps
+        require_all(
+            (1 <= sampler.steps <= most, f"steps must be from 1 to {most}, not {sampler.steps}"),
+            (sampler.variance is None, "variance belongs to the ancestral sampler: leave out --variance or --steps"),
+            (0.0 <= (sampler.eta or 0.0) <= 1.0, f"eta must be in [0, 1], not {sampler.eta}"),
         )
-        require(sampler.variance is None, "variance belongs to the ancestral sampler: leave out --variance or --steps")
-        require(0.0 <= (sampler.eta or 0.0) <= 1.0, f"eta must be in [0, 1], not {sampler.eta}")
         return f"DDIM, {sampler.steps} steps" + (f", eta {sampler.eta:g}" if sampler.eta else "")
 
     def tag(self, sampler: Sampler) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trilemma.augment.controller import AdaController
 from trilemma.augment.diffusion import DiffusionNoise, DiffusionNoiseOptions
-from trilemma.config import require
+from trilemma.config import all_of, require
 from trilemma.methods.base import Entrant
 from trilemma.methods.stylegan2 import StyleGAN2, StyleGANOptions
 from trilemma.networks.embeddings import timestep_embedding
@@ -41,8 +41,8 @@ class DiffusionGANOptions(StyleGANOptions):
     noise: DiffusionNoiseOptions = field(default_factory=DiffusionNoiseOptions)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.t_embedding >= 4, f"t_embedding must be at least 4, not {self.t_embedding}")
+        least = f"t_embedding must be at least 4, not {self.t_embedding}"
+        all_of(super().__post_init__, lambda: require(self.t_embedding >= 4, least))
 
 
 class DiffusionGAN(StyleGAN2):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trilemma.config import require, require_all
+from trilemma.config import all_of, require, require_all
 from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
@@ -80,7 +80,9 @@ class SPIGANOptions:
     points: PointOptions = field(default_factory=PointOptions)
 
     def __post_init__(self) -> None:
-        prior_std(self.sde, self.sigma_max)  # refuses what cannot be
+        all_of(lambda: prior_std(self.sde, self.sigma_max), self._check)
+
+    def _check(self) -> None:
         require_all(
             (0.0 <= self.u_min < 1.0, f"u_min must be in [0, 1), not {self.u_min}"),
             (0.0 <= self.final_share <= 1.0, f"final_share must be in [0, 1], not {self.final_share}"),

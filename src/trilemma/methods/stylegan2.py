@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from trilemma.augment.ada import AdaptiveAugment, preset
 from trilemma.augment.controller import AdaController
 from trilemma.augment.diffaugment import POLICY, diffaugment
-from trilemma.config import require, require_all
+from trilemma.config import all_of, require, require_all
 from trilemma.errors import nearest
 from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
@@ -106,10 +106,11 @@ class StyleGAN2Options(StyleGANOptions):
     ada: AdaControlOptions = field(default_factory=AdaControlOptions)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.policy:
-            if name not in POLICY:
-                raise nearest("augmentation in policy", name, POLICY)
+        unknown = [name for name in self.policy if name not in POLICY]
+        all_of(
+            super().__post_init__,
+            lambda: require_all(*((False, str(nearest("augmentation in policy", name, POLICY))) for name in unknown)),
+        )
 
 
 class Draw(NamedTuple):
@@ -307,16 +308,17 @@ class StyleGAN2(Method):
 
     def describe(self, sampler: Sampler) -> str:
         self.refuse(sampler, "truncation", "label")
-        require(
-            sampler.label is None or 0 <= sampler.label < self.classes,
-            f"label must be from 0 to {self.classes - 1}, not {sampler.label}"
-            if self.classes
-            else f"label {sampler.label}: this model was trained without labels",
+        label, psi = sampler.label, sampler.truncation
+        require_all(
+            (
+                label is None or 0 <= label < self.classes,
+                f"label must be from 0 to {self.classes - 1}, not {label}"
+                if self.classes
+                else f"label {label}: this model was trained without labels",
+            ),
+            (psi is None or 0.0 <= psi <= 1.0, f"truncation must be in [0, 1], not {psi}"),
         )
-        words = "1 step"
-        if sampler.truncation is not None:
-            require(0.0 <= sampler.truncation <= 1.0, f"truncation must be in [0, 1], not {sampler.truncation}")
-            words += f", truncation {sampler.truncation:g}"
+        words = "1 step" + (f", truncation {psi:g}" if psi is not None else "")
         return words + (f", class {sampler.label}" if sampler.label is not None else "")
 
     def tag(self, sampler: Sampler) -> str:
