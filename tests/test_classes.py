@@ -64,6 +64,7 @@ def sampled(run: Path, folder: Path, *choice: str) -> NDArray[np.uint8]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     assert caught.value.code == 2
