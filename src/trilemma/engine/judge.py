@@ -89,7 +89,7 @@ def make_judge(  # noqa: PLR0913
     cache: bool = True,
     reference_samples: int | None = REFERENCE_SAMPLES,
     trained: Trained | None = None,
-    see: See = extract,
+    see: See | None = None,
 ) -> Judge:
     """The judge of samples against ``data``: images by an extractor (default: the data's), points by their modes.
 
@@ -98,7 +98,7 @@ def make_judge(  # noqa: PLR0913
         reference_samples: how many images of the reference are looked at by the extractor; None: all. As many of the
             training images are, for copies in features.
         trained: where copies are looked for; default ``data``.
-        see: what gives the features of images; several processes can do it together.
+        see: what gives the features of images in place of ``extract``; several processes can do it together.
 
     Raises:
         ConfigError, DataError, ExtractorError: what cannot be judged, before any sample is made.
@@ -175,7 +175,7 @@ def drawn(x: Tensor, count: int | None = REFERENCE_SAMPLES) -> Tensor:
 
 
 def _images(  # noqa: PLR0917
-    data: Dataset, extractor: Extractor, samples: int | None, trained: Trained, cache: Path | None, see: See
+    data: Dataset, extractor: Extractor, samples: int | None, trained: Trained, cache: Path | None, see: See | None
 ) -> Judge:
     reference = drawn(data.x, samples)
     truth = cached_features(reference, extractor, cache, see)
@@ -190,7 +190,7 @@ def _images(  # noqa: PLR0917
     digits = load_extractor("digits") if data.name == STACKED_DATA else None
 
     def judge(generated: Tensor) -> Judgement:
-        seen = see(generated, extractor)
+        seen = (see or extract)(generated, extractor)
         pixels, features = audit(generated, audited, unseen), audit(seen.features, known.features)
         evidence = Evidence((seen, truth), pixels, audited, features, shown)
         scores: dict[str, float | None] = {

@@ -194,7 +194,7 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"take {' or '.join(near)}",
         ),
         (
-            accumulate <= share,
+            accumulate <= max(1, share),
             f"training.accumulate {accumulate} is more than the {share} images of a batch in each process: lower it",
         ),
     )

@@ -29,12 +29,13 @@ _FORMAT = 1  # another one where the same key shall no longer mean the same feat
 _LIBRARIES = ("trilemma", "torch", "torch-fidelity")
 
 
-def cached_features(x: Tensor, extractor: Extractor, folder: Path | None, see: See = extract) -> FeatureSet:
-    """``see(x, extractor)`` of uint8 images (N, C, H, W), read from ``folder`` if it is there, else put there.
+def cached_features(x: Tensor, extractor: Extractor, folder: Path | None, see: See | None = None) -> FeatureSet:
+    """``extract(x, extractor)`` of uint8 images (N, C, H, W), read from ``folder`` if it is there, else put there.
 
     A damaged file counts as absent and is written anew. A folder that cannot be written to keeps nothing, and neither
-    does None. ``see`` gives what ``extract`` does, in whatever way.
+    does None. ``see`` gives what ``extract`` does, in another way.
     """
+    see = see or extract
     if folder is None:
         return see(x, extractor)
     key = _key(x, extractor)
