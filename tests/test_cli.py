@@ -352,6 +352,8 @@ def test_a_run_from_training_to_comparison(here: Path, capsys: Capture) -> None:
     assert (here / "page.html").read_text().startswith("<!doctype html>") or (here / "page.html").stat().st_size > 1000
     table = good(capsys, *words("evaluate a --samples 12"))
     assert "fid" in table and "nfe" in table
+    assert "caution, fid: 12 samples in " in table and "\ncaution, recall: 12 samples: too sparse" in table
+    assert "caution, FID: 12 samples in " in good(capsys, *words("compare a --out page.html"))
 
 
 def test_images_of_another_program_beside_the_run_that_made_them(run: Path, here: Path, capsys: Capture) -> None:

@@ -312,6 +312,8 @@ def run_evaluate(command: Any) -> None:
         width = "" if low is None or high is None else f" ± {(high - low) / 2:.2g}"
         table.add_row(name, "—" if value is None else f"{value:.4g}{width}")
     _print_table(table)
+    for name, reason in result["protocol"].get("cautions", {}).items():
+        print(f"caution, {name}: {reason}")
     if are_images(command.run, command.data):
         print(f"scored {result['protocol']['seeds']}", file=sys.stderr)
         print(f"scores: {result_folder(command.run, command.name, command.out)}")

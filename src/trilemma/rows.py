@@ -20,6 +20,9 @@ from trilemma.words import MISSING, count, duration, half_width, plain, signific
 Kind = Literal["images", "points"]
 
 BUDGET_TOLERANCE = 0.05  # budgets within 5 % of each other count as equal
+MARK = "≠"  # stands by a row that is not on the terms of the others
+MARK_MEANS = "not on the terms that most rows share, or in a tie the first"
+_MACHINE = ("cpu", "cores", "threads", "gpu")  # what of the hardware decides how much is trained in a second
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A protocol field on which rows disagree: what that spoils and, for each value, the labels of its rows."""
+    """A condition on which rows disagree: what that spoils and, for each value, the labels of its rows.
+
+    ``odd`` are the numbers of the rows without the value that most have, or in a tie the first. ``means`` says what
+    follows, where ``affects`` does not say it all.
+    """
 
     name: str
     affects: Affects
     values: tuple[tuple[str, tuple[str, ...]], ...]
+    odd: tuple[int, ...] = ()
+    means: str = ""
 
     def sentence(self) -> str:
-        """One line: the field, what can't be compared, and who has which value."""
+        """One line: the condition, what can't be compared, and who has which value."""
         spoilt = {
             "quality": "quality and coverage scores cannot be ranked",
             "speed": "times cannot be ranked",
             "training": "neither the same images nor the same seconds of training",
         }[self.affects]
-        return f"{self.name} differs, {spoilt}: {'; '.join(self.told())}"
+        return f"{self.name} differs, {self.means or spoilt}: {'; '.join(self.told())}"
 
     def told(self) -> list[str]:
         """Each value with the labels of its rows."""
@@ -314,6 +323,16 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return result
 
 
+def cautions(rows: Iterable[Row]) -> list[str]:
+    """What too few samples do to the scores, each said once."""
+    told: dict[str, None] = {}
+    for row in rows:
+        for key, reason in _part(row.protocol, "cautions").items():
+            heading = next((column.heading for column in COLUMNS if column.key == key), key)
+            told[_line(f"{heading}: {plain(reason)}")] = None
+    return list(told)
+
+
 # --------------------------------------------------------------------------------------------------- equal conditions
 
 
@@ -326,30 +345,87 @@ def differences(rows: Sequence[Row]) -> tuple[Difference, ...]:
     names = labels(rows)
     digests = [row.protocol.get(DIGEST) for row in rows]
     same_reference = None not in digests and all(digest == digests[0] for digest in digests)
-    found = []
+    found: list[Difference] = []
     for condition in CONDITIONS:
         if condition.by_digest and same_reference:
             continue
-        groups: dict[str, list[str]] = {}
-        shown: dict[str, str] = {}
-        for label, row in zip(names, rows, strict=True):
+        values: dict[int, Any] = {}
+        for i, row in enumerate(rows):
             stated = row.protocol.get(condition.key)
             silent = stated is None and condition.by_digest and row.protocol.get(DIGEST) is not None
-            if silent or not _scored(row, condition.affects):
-                continue
-            value = condition.before if stated is None else stated
-            canonical = json.dumps(value, sort_keys=True, default=str)
-            groups.setdefault(canonical, []).append(label)
-            shown[canonical] = plain(value)
-        if len(groups) > 1:
-            values = tuple((shown[canonical], tuple(who)) for canonical, who in groups.items())
-            found.append(Difference(condition.name, condition.affects, values))
-    if not any(_level(budget) for budget in _budgets(rows)):
-        budgets: dict[str, list[str]] = {}
+            if not silent and _scored(row, condition.affects):
+                values[i] = condition.before if stated is None else stated
+        found += _difference(names, condition.name, condition.affects, values)
+    return (*found, *_training_differences(rows, names))
+
+
+def marks(unequal: Iterable[Difference]) -> dict[int, str]:
+    """The rows that are not on the terms of most, by number, and in words in what."""
+    found: dict[int, list[str]] = {}
+    for difference in unequal:
+        for i in difference.odd:
+            found.setdefault(i, []).append(difference.name)
+    return {i: ", ".join(found[i]) for i in sorted(found)}
+
+
+def _difference(
+    names: Sequence[str], name: str, affects: Affects, values: Mapping[int, Any], means: str = ""
+) -> list[Difference]:
+    """The difference in one condition, if there is one; ``values`` by the number of the row."""
+    groups: dict[str, list[int]] = {}
+    for i, value in values.items():
+        groups.setdefault(json.dumps(value, sort_keys=True, default=str), []).append(i)
+    if len(groups) < 2:
+        return []
+    most = max(groups.values(), key=len)
+    told = tuple((plain(values[group[0]]), tuple(names[i] for i in group)) for group in groups.values())
+    return [Difference(name, affects, told, tuple(i for i in values if i not in most), means)]
+
+
+def _training_differences(rows: Sequence[Row], names: Sequence[str]) -> list[Difference]:
+    """In what the rows were not trained alike. What a run does not say of itself is unknown, and no difference.
+
+    Rows without a training, as images of other programs, have no data, seed or machine of one.
+    """
+    trained = {i: row.config for i, row in enumerate(rows) if _is_trained(row)}
+    digests = {i: _part(config, "data").get("digest") for i, config in trained.items()}
+    seeds = {i: config.get("seed") for i, config in trained.items()}
+    told = (
+        ("digest of the training data", digests, "not trained on the same data"),
+        ("training seed", seeds, "one may have had the luckier start"),
+    )
+    found: list[Difference] = []
+    for name, values, means in told:
+        known = {i: value for i, value in values.items() if value is not None}
+        found += _difference(names, name, "training", known, means)
+    budgets = _budgets(rows)
+    level = [measure for measure, values in budgets.items() if _level(values)]
+    if level == ["seconds"]:
+        means = "the same seconds are not the same training"
+        found += _difference(names, "training hardware", "training", _machines(trained), means)
+    if budgets and not level:
+        groups: dict[str, list[str]] = {}
         for label, row in zip(names, rows, strict=True):
-            budgets.setdefault(training(row), []).append(label)
-        found.append(Difference("training budget", "training", tuple((k, tuple(v)) for k, v in budgets.items())))
-    return tuple(found)
+            groups.setdefault(training(row), []).append(label)
+        given = tuple((text, tuple(who)) for text, who in groups.items())
+        found.append(Difference("training budget", "training", given, _off_budget(budgets.values(), len(rows))))
+    return found
+
+
+def _machines(configs: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What trained each row, in the fields that all of them state; without those that state none."""
+    stated = {i: hardware for i, config in configs.items() if (hardware := _part(config, "hardware"))}
+    shared = [key for key in _MACHINE if all(key in hardware for hardware in stated.values())]
+    return {i: {key: hardware[key] for key in shared} for i, hardware in stated.items()}
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_trained(row: Row) -> bool:
+    return row.training_images is not None or row.training_seconds is not None
 
 
 def ranking(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -> list[int]:
@@ -403,21 +479,33 @@ def _scored(row: Row, affects: Affects) -> bool:
     return any(column.affects == affects and column.value(row) is not None for column in COLUMNS)
 
 
-def _budgets(rows: Sequence[Row]) -> Iterable[list[float | None]]:
-    """What each row was given, by each measure; FLOPs only where any are stated."""
-    yield [row.training_images for row in rows]
-    yield [row.training_seconds for row in rows]
+def _budgets(rows: Sequence[Row]) -> dict[str, list[float | None]]:
+    """What each row was given, by each measure that any of them states."""
     flops = [row.protocol.get("training_flops") for row in rows]
-    if any(flops):
-        yield [value if isinstance(value, int | float) else None for value in flops]
+    found = {
+        "images": [row.training_images for row in rows],
+        "seconds": [row.training_seconds for row in rows],
+        "flops": [value if value and isinstance(value, int | float) else None for value in flops],
+    }
+    return {measure: values for measure, values in found.items() if any(value is not None for value in values)}
 
 
-def _level(values: Iterable[float | None]) -> bool:
-    known = list(values)
-    stated = [value for value in known if value is not None]
-    if not stated:
-        return True
-    return len(stated) == len(known) and min(stated) >= (1 - BUDGET_TOLERANCE) * max(stated)
+def _level(values: Sequence[float | None]) -> bool:
+    """Whether all are stated and as good as equal."""
+    stated = [value for value in values if value is not None]
+    return len(stated) == len(values) and min(stated) >= (1 - BUDGET_TOLERANCE) * max(stated)
+
+
+def _off_budget(budgets: Iterable[Sequence[float | None]], count: int) -> tuple[int, ...]:
+    """Of ``count`` rows those outside the largest group with one budget, by whichever measure; in a tie, the first."""
+    groups = [[i for i, value in enumerate(values) if _level([value, given])] for values in budgets for given in values]
+    most = max(groups, key=len)
+    return tuple(i for i in range(count) if i not in most)
+
+
+def _line(text: str) -> str:
+    """One line without control characters, and not endless: it is from a file."""
+    return _clip(" ".join("".join(letter if letter.isprintable() else " " for letter in text).split()), 200)
 
 
 def _clip(text: str, width: int) -> str:

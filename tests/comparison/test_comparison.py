@@ -21,7 +21,7 @@ from trilemma.cli import Compare, parse
 from trilemma.comparison import comparison_table, differences, markdown_table, read_rows, refuse_unequal
 from trilemma.errors import ConfigError, RunError
 from trilemma.report import write_report
-from trilemma.rows import Row, column, labels, ranking, ties
+from trilemma.rows import MARK_MEANS, Row, column, labels, marks, ranking, ties
 from trilemma.words import count, duration, half_width, significant
 
 
@@ -162,9 +162,13 @@ def test_unequal_terms_are_named_and_stop_the_ranking(
     (found,) = differences(rows)
     assert (found.name, found.affects) == (name, affects)
     assert len(found.values) == 2 and found.values[1][1] == ("SPI-GAN",)
+    assert found.odd == (3,) and marks([found]) == {3: name}
     assert f"- Not equal: {name} differs, " in markdown_table(rows)
+    assert [line.split(" | ")[0] for line in markdown_table(rows).splitlines() if "≠ |" in line] == ["| SPI-GAN ≠"]
+    assert f"- ≠: {MARK_MEANS}." in markdown_table(rows).splitlines()
     assert found.sentence().endswith("(SPI-GAN)")
     assert name in " ".join(printed(rows).split())
+    assert "SPI-GAN ≠" in printed(rows, 200) and "DDPM ≠" not in printed(rows, 200) and MARK_MEANS in printed(rows, 200)
     fid, speed = column("fid"), column("images_per_second_batch_100")
     assert (ranking(rows, fid, (found,)) == []) == (affects == "quality")
     assert (ranking(rows, speed, (found,)) == []) == (affects == "speed")
@@ -178,6 +182,71 @@ def test_a_budget_is_equal_in_images_or_in_seconds(tmp_path: Path) -> None:
     evaluation(b, row={"title": "Other"}, protocol={"training_seconds": 90, "training_images": 1000})
     (found,) = differences(read_rows([a, b]))
     assert (found.affects, found.values[1]) == ("training", ("1,000 in 90 s", ("Other",)))
+
+
+def trained(rows: list[Row], *configs: dict[str, object]) -> list[Row]:
+    """The rows with other statements in their config.json."""
+    return [replace(row, config={**row.config, **config}) for row, config in zip(rows, configs, strict=True)]
+
+
+LAPTOP = {"cpu": "A", "cores": 2, "threads": 2, "memory_gib": 8.0, "gpu": None}
+SERVER = {"cpu": "B", "cores": 2, "threads": 2, "memory_gib": 8.0, "gpu": None}
+
+
+def test_the_same_seconds_on_another_machine_are_another_training(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    one, other = {"hardware": LAPTOP}, {"hardware": SERVER}
+    (found,) = differences(trained(rows, one, one, one, other))
+    assert (found.name, found.affects, found.odd) == ("training hardware", "training", (3,))
+    assert "training hardware differs, the same seconds are not the same training: cpu A, " in found.sentence()
+    assert "the same seconds" in markdown_table(trained(rows, one, one, one, other))
+    assert differences(trained(rows, one, one, one, one)) == ()
+    assert differences(trained(rows, one, one, one, {"hardware": {**LAPTOP, "memory_gib": 16.0}})) == ()
+    assert differences(trained(rows, one, {}, one, {"hardware": "a laptop"})) == ()  # unknown is not different
+    assert differences(trained(rows, one, one, one, {"hardware": {"cpu": "A"}})) == ()
+    level = [replace(row, training_images=1000.0) for row in rows]  # the machine decides nothing then
+    assert differences(trained(level, one, one, one, other)) == ()
+
+
+def test_other_training_data_and_another_seed_are_named(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    data, other = ({"name": "mnist", "digest": digit * 64} for digit in "ab")
+    found = differences(trained(rows, {"data": data}, {"data": other}, {"data": data}, {"data": data, "seed": 1}))
+    assert [(one.name, one.affects, one.odd) for one in found] == [
+        ("digest of the training data", "training", (1,)),
+        ("training seed", "training", (3,)),
+    ]
+    assert "not trained on the same data: aaaaaaaaaaa… (DDGAN, T = 4 · DDIM · SPI-GAN)" in found[0].sentence()
+    assert ranking(rows, column("fid"), found) == [3]  # scores made alike can still be ranked
+    assert marks(found) == {1: "digest of the training data", 3: "training seed"}
+    assert differences(trained(rows, {"data": data}, {"data": {}}, {"data": None}, {"data": data, "seed": None})) == ()
+
+
+def test_of_two_rows_the_second_is_marked_and_of_budgets_those_off_the_most_common(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    other = replace(rows[1], protocol={**rows[1].protocol, "threads": 8})
+    assert marks(differences([rows[0], other])) == {1: "number of threads"}
+    assert marks(differences([other, rows[0]])) == {1: "number of threads"}
+    longer = [replace(rows[0], training_seconds=9000.0, training_images=1.0), *rows[1:]]
+    (found,) = differences(longer)
+    assert (found.name, found.odd) == ("training budget", (0,))  # the others agree in seconds, not in images
+    nothing = [replace(rows[0], training_seconds=None, training_images=None), *rows[1:]]
+    assert marks(differences(nothing)) == {0: "training budget"}
+    assert differences([replace(row, training_seconds=None, training_images=None) for row in rows]) == ()
+
+
+def test_scores_to_read_with_care_are_told_below_the_table(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows = read_rows([tmp_path])
+    assert "caution" not in printed(rows, 200)
+    few = {"fid": "20 samples in 64 dimensions: biased", "density": "too\nsparse\x1b[31m"}
+    rows = [replace(row, protocol={**row.protocol, "cautions": few}) for row in rows]
+    lines = [line.strip() for line in printed(rows, 200).splitlines()]
+    assert lines.count("caution, FID: 20 samples in 64 dimensions: biased") == 1
+    assert lines.count("caution, Dens.: too sparse [31m") == 1
 
 
 def test_labels_are_distinct_and_short(tmp_path: Path) -> None:
@@ -336,6 +405,7 @@ YOUNGER |= {"precision": "float32", "fingerprint": "0" * 16}
 def test_results_from_before_a_field_was_compare_among_themselves_and_with_new_ones(name: str) -> None:
     rows = read_rows([RESULTS / name])
     refuse_unequal(rows)
+    assert differences(rows) == ()
     rows = [replace(row, protocol={k: v for k, v in row.protocol.items() if k not in YOUNGER}) for row in rows]
     new = replace(rows[0], protocol={**rows[0].protocol, **YOUNGER})
     refuse_unequal([new, *rows[1:]])
@@ -372,7 +442,7 @@ def test_images_stand_beside_runs(tmp_path: Path) -> None:
     assert ranking(rows, column("fid"), unequal) == [4]
     assert ranking(rows, column("images_per_second_batch_100"), unequal) == [3]
     line = next(line for line in markdown_table(rows).splitlines() if line.startswith("| Theirs"))
-    assert line.startswith("| Theirs | from PNG files | — | — | **12.5** |") and line.endswith("| — | — | — |")
+    assert line.startswith("| Theirs ≠ | from PNG files | — | — | **12.5** |") and line.endswith("| — | — | — |")
     text = write_report(rows, tmp_path / "page.html", "t", "c").read_text(encoding="utf-8")
     assert "Not in the plot, for want of a speed or a quality score: Theirs" in text
 

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,12 +20,14 @@ from fake_runs import evaluation, point_runs, race, run_folder
 from trilemma.comparison import published_for, read_rows
 from trilemma.errors import RunError
 from trilemma.report import write_report
+from trilemma.report.figures import figures, plain
 from trilemma.report.headline import corners, findings, headline
 from trilemma.report.pictures import embed
 from trilemma.report.plots import PUBLISHED, add_published, colours, learning_plots, loss_plots, trilemma_plot
 from trilemma.rows import Row, differences, labels
 
 LARGEST = 6_000_000
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 NAME = '<script>alert("x")</script></script> & {{ 7 * 7 }}'
 
 
@@ -155,6 +158,10 @@ def test_unequal_terms_are_shown_and_name_no_winner(rows: list[Row], tmp_path: P
     assert "No row can be called best" in parsed.words
     assert 'class="number best"' not in text
     assert parsed.words.count("not measured on equal terms") == 3
+    (mark,) = [tag for tag in parsed.all("span") if tag.get("role") == "img"]
+    assert mark["title"] == mark["aria-label"] == "differs in data digest, number of threads"
+    assert "DDGAN, T = 4 ≠" in parsed.words and "DDPM ≠" not in parsed.words
+    assert "≠ not on the terms that most rows share, or in a tie the first; what differs is listed" in parsed.words
     found = findings(unequal, labels(unequal), differences(unequal))
     assert found[0] == "DDGAN, T = 4 against DDPM: 250 times fewer network evaluations."
 
@@ -219,6 +226,58 @@ def test_the_front_leaves_out_what_is_beaten(rows: list[Row]) -> None:
     assert figure is not None and figure["front"] is True
     assert (figure["data"][0]["x"], figure["data"][0]["y"]) == ([1.62, 2613.0], [3.0, 16.31])
     assert figure["layout"]["yaxis"]["type"] == "log"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "drawn"),
+    [("data_digest", "0" * 64, False), ("threads", 8, False), ("training_seconds", 9.0, True)],
+)
+def test_rows_on_other_terms_are_open_symbols_and_stop_the_front(
+    rows: list[Row], tmp_path: Path, field: str, value: Any, drawn: bool
+) -> None:
+    better = replace(rows[1], scores=replace(rows[1].scores, fid=3.0))
+    other = replace(better, protocol={**better.protocol, field: value})
+    if drawn:
+        other = replace(other, training_seconds=value, training_images=value)
+    unequal = [rows[0], other, rows[2], rows[3]]
+    figure, _ = trilemma_plot(unequal, labels(unequal), colours(unequal))
+    assert figure is not None and figure["front"] is drawn
+    assert any(trace["mode"] == "lines" for trace in figure["data"]) is drawn
+    dots = {trace["name"]: trace for trace in figure["data"] if "markers" in trace["mode"]}
+    assert dots["DDPM ≠"]["text"] == ["DDPM ≠"] and "≠ differs in " in dots["DDPM ≠"]["hovertemplate"]
+    assert [name for name, dot in dots.items() if dot["marker"]["symbol"].endswith("-open")] == ["DDPM ≠"]
+    assert dots["DDPM ≠"]["marker"]["color"] == dots["DDIM"]["marker"]["color"]
+    _, parsed = made(unequal, tmp_path)
+    assert "Open symbols (≠) are rows not on the terms that most rows share" in parsed.words
+    assert ("No row beats those on the dotted line" in parsed.words) is drawn
+    assert ("There is no line of best rows, as these terms differ: " in parsed.words) is not drawn
+    paper = figures(unequal)["trilemma-images"]
+    assert paper["front"] is drawn and "Open symbols (≠)" in plain(paper)["layout"]["title"]["text"]
+
+
+def test_on_equal_terms_nothing_is_open_and_the_front_stays(rows: list[Row]) -> None:
+    found = figures(read_rows([RESULTS / "mnist"]))["trilemma-images"]
+    assert found["front"] is True and found["note"] == "" and "title" not in plain(found)["layout"]
+    assert not any(trace.get("marker", {}).get("symbol", "").endswith("-open") for trace in found["data"])
+    unmeasured = replace(rows[0], scores=replace(rows[0].scores, recall=None), training_seconds=None)
+    figure, _ = trilemma_plot([rows[1], unmeasured], ["A", "B"], ["red", "blue"])
+    assert figure is not None
+    assert figure["data"][-1]["marker"]["color"] == "blue"  # an open symbol's outline: a clear one would not be seen
+
+
+def test_the_same_seeds_are_claimed_only_where_they_are_the_same(rows: list[Row], tmp_path: Path) -> None:
+    claim = "Every run drew from the same seeds, in the same order"
+    other = replace(rows[3], protocol={**rows[3].protocol, "seeds": "seed 1, samples 0 to 1999"})
+    theirs = replace(other, config={"kind": "images"})  # of another program: not drawn from seeds
+    silent = [replace(row, protocol={**row.protocol, "seeds": None}) for row in rows[:2]]
+    assert claim in made(rows, tmp_path)[1].words and claim in made([*rows[:3], theirs], tmp_path)[1].words
+    _, parsed = made([*rows[:3], other], tmp_path)
+    assert claim not in parsed.words
+    told = "0..1999 (DDGAN, T = 4 · DDPM · DDIM); seed 1, samples 0 to 1999 (SPI-GAN). Nothing was picked by hand."
+    assert f"The runs did not all draw from the same seeds: {told}" in parsed.words
+    _, parsed = made(silent, tmp_path)
+    assert claim not in parsed.words and "The seeds are not stated." in parsed.words
+    assert "seeds" not in made([theirs], tmp_path)[1].words.split("Samples")[1].split("From noise")[0]
 
 
 def test_learning_curves_have_one_line_a_run(rows: list[Row]) -> None:
@@ -293,6 +352,40 @@ def test_large_pictures_are_reduced_to_the_budget(tmp_path: Path) -> None:
     assert second.address is not None and len(second.address) < 200_000
     assert "reduced" in second.note
     assert (second.width, second.height) == (900, 900)
+
+
+def test_a_picture_too_large_even_as_a_thumbnail_is_left_out(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.effect_noise((900, 900), 80).save(large)
+    for budget in (0, 100, 2_000, 20_000):
+        (found,) = embed([large], budget)
+        assert len(found.address or "") <= budget
+        assert ("large.png lies in the run folder" in found.note) is (found.address is None)
+    assert found.address is not None and "reduced" in found.note
+
+
+def test_eight_methods_of_real_pictures_stay_below_the_limit(rows: list[Row], tmp_path: Path) -> None:
+    """Noise as 64 x 64 samples would be at worst: 2.8 MB a row."""
+    draw, many = random.Random(0), []
+    sides = {"samples": (528, 528), "trajectory": (728, 398), "neighbours": (528, 266), "worst": (528, 134)}
+    for k in range(8):
+        pictures = {}
+        for name, (width, height) in sides.items():
+            pictures[name] = tmp_path / f"{name}-{k}.png"
+            Image.frombytes("RGB", (width, height), draw.randbytes(3 * width * height)).save(pictures[name])
+        many.append(replace(rows[k % 4], run=tmp_path / str(k), title=f"Method {k}", method=str(k), **pictures))
+    text, parsed = made(many, tmp_path)
+    assert 5_500_000 < len(text.encode()) < LARGEST
+    assert len(parsed.all("img")) == 4 * 8
+    assert parsed.words.count("Shown reduced in size") + parsed.words.count("Shown with 256 colours") >= 8
+
+
+def test_without_room_the_page_has_no_pictures_and_says_so(
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trilemma.report.page.LARGEST_PAGE", 1_000_000)  # less than what draws the plots
+    _, parsed = made(rows, tmp_path)
+    assert parsed.all("img") == [] and "samples.png lies in the run folder" in parsed.words
 
 
 def test_nothing_half_written_and_clear_refusals(rows: list[Row], tmp_path: Path) -> None:

@@ -75,10 +75,14 @@ def draw(descriptions: Sequence[plots.Figure], files: Sequence[Path], *, width: 
 
 
 def plain(figure: plots.Figure) -> dict[str, Any]:
-    """On white, in dark ink, as a page is printed."""
+    """On white, in dark ink, as a page is printed; above it what a page's caption would say of unequal terms."""
     layout = copy.deepcopy(figure["layout"])
     for axis in (layout[name] for name in layout if name.startswith(("xaxis", "yaxis"))):
         axis |= {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True}
     layout |= {"font": {"size": 14, "color": INK}, "paper_bgcolor": "white", "plot_bgcolor": "white"}
     layout.setdefault("showlegend", False)
+    if figure.get("note"):
+        words = {"text": plots.wrapped(figure["note"], 110), "font": {"size": 12}}
+        layout["title"] = {**words, "x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top"}
+        layout["margin"] = {**layout["margin"], "t": 64}
     return {"data": figure["data"], "layout": layout}

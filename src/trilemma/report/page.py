@@ -21,12 +21,25 @@ from trilemma.files import write_atomically
 from trilemma.report import plots
 from trilemma.report.headline import corners, findings, headline, told
 from trilemma.report.pictures import Picture, embed
-from trilemma.rows import Difference, Published, Row, columns, differences, labels, ranking, ties, training
+from trilemma.rows import (
+    MARK,
+    MARK_MEANS,
+    Difference,
+    Published,
+    Row,
+    cautions,
+    columns,
+    differences,
+    labels,
+    marks,
+    ranking,
+    ties,
+    training,
+)
 from trilemma.words import count, duration, plain
 
 LARGEST_PAGE = 5_900_000  # bytes
 ROOM_FOR_TEXT = 100_000  # bytes kept for what is added after the pictures have been chosen
-LEAST_FOR_PICTURES = 200_000  # bytes
 
 _FIELDS: tuple[tuple[str, str], ...] = (
     ("data", "Data"),
@@ -85,7 +98,10 @@ def render(rows: Sequence[Row], title: str, command: str, published: Sequence[Pu
         "trilemmas": trilemmas,
         "table": _table(rows, shades, unequal),
         "ties": ties(rows, unequal),
-        "cautions": _cautions(rows),
+        "cautions": cautions(rows),
+        "mark": MARK,
+        "mark_means": MARK_MEANS,
+        "drawn_from": _drawn_from(rows, names),
         "published": _published(published),
         "losses": losses,
         "learning": learning,
@@ -108,8 +124,8 @@ def render(rows: Sequence[Row], title: str, command: str, published: Sequence[Pu
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     template = environment.get_template("template.html.j2")
     # Pictures get what the page without them leaves free, so the page is made twice: the first pass costs milliseconds.
-    bare = len(template.render(context, cards=_cards(rows, names, shades, 0)).encode())
-    room = max(LEAST_FOR_PICTURES, LARGEST_PAGE - ROOM_FOR_TEXT - bare)
+    bare = len(template.render(context, cards=_cards(rows, names, shades, None)).encode())
+    room = max(0, LARGEST_PAGE - ROOM_FOR_TEXT - bare)
     return template.render(context, cards=_cards(rows, names, shades, room))
 
 
@@ -134,6 +150,7 @@ def _trilemma(
         "kind": kind,
         "drawn": figure is not None,
         "front": bool(figure and figure["front"]),
+        "note": figure["note"] if figure else "",
         "published": bool(figure and "wide" in figure),
         "left_out": left_out,
     }
@@ -142,11 +159,14 @@ def _trilemma(
 def _table(rows: Sequence[Row], shades: Sequence[str], unequal: Sequence[Difference]) -> dict[str, Any]:
     shown = columns(rows, details=True)
     best = {column.key: ranking(rows, column, unequal) for column in shown}
+    marked = marks(unequal)
     return {
         "columns": shown,
+        "marked": bool(marked),
         "rows": [
             {
                 "shade": shades[i],
+                "odd": marked.get(i, ""),
                 "cells": [
                     {
                         "text": column.text(row),
@@ -162,15 +182,18 @@ def _table(rows: Sequence[Row], shades: Sequence[str], unequal: Sequence[Differe
     }
 
 
-def _cautions(rows: Sequence[Row]) -> list[str]:
-    """What too few samples do to the scores, each said once."""
-    told: dict[str, None] = {}
-    for row in rows:
-        found = row.protocol.get("cautions")
-        for key, reason in found.items() if isinstance(found, dict) else ():
-            heading = next((column.heading for column in columns([row], details=True) if column.key == key), key)
-            told[f"{heading}: {reason}"] = None
-    return list(told)
+def _drawn_from(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """In a sentence, whether the samples are from the same seeds; images of other programs have none."""
+    found: dict[str, list[str]] = {}
+    for row, name in zip(rows, names, strict=True):
+        if row.config.get("kind") != "images":
+            found.setdefault(plain(row.protocol.get("seeds")), []).append(name)
+    if len(found) > 1:
+        told = "; ".join(f"{seeds} ({' · '.join(who)})" for seeds, who in found.items())
+        return f"The runs did not all draw from the same seeds: {told}. Nothing was picked by hand."
+    if plain(None) in found:
+        return "The seeds are not stated."
+    return "Every run drew from the same seeds, in the same order; nothing was picked by hand." if found else ""
 
 
 def _published(entries: Sequence[Published]) -> list[dict[str, Any]]:
@@ -183,10 +206,12 @@ def _published(entries: Sequence[Published]) -> list[dict[str, Any]]:
     return list(tables.values())
 
 
-def _cards(rows: Sequence[Row], names: Sequence[str], shades: Sequence[str], budget: int) -> list[dict[str, Any]]:
-    """What the samples and trajectory sections show of each row. With a budget of 0 no picture is read."""
+def _cards(
+    rows: Sequence[Row], names: Sequence[str], shades: Sequence[str], budget: int | None
+) -> list[dict[str, Any]]:
+    """What the samples and trajectory sections show of each row. Without a budget no picture is read."""
     paths = [path for row in rows for path in (row.samples, row.trajectory, row.neighbours, row.worst)]
-    pictures = embed(paths, budget) if budget else [Picture(None)] * len(paths)
+    pictures = [Picture(None)] * len(paths) if budget is None else embed(paths, budget)
     return [
         {
             "name": names[i],

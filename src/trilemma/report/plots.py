@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-from trilemma.rows import Published, Row, column, columns
+from trilemma.rows import MARK, MARK_MEANS, Published, Row, column, columns, differences, marks
 from trilemma.words import significant
 
 Figure = dict[str, Any]
@@ -37,7 +37,9 @@ def colours(rows: Sequence[Row]) -> list[str]:
 def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[str]) -> tuple[Figure | None, list[str]]:
     """Speed to the right, quality upwards, coverage as the size of the dot; and the labels of rows without a place.
 
-    Images: FID, reversed, so that up is better. Points: the share within 4 sigma.
+    Images: FID, reversed, so that up is better. Points: the share within 4 sigma. All rows are of one kind. Those on
+    other terms than most are open symbols; where terms of quality or speed differ there is no front, as it would rank
+    them. ``figure["note"]`` says so in words.
     """
     points = bool(rows) and all(row.kind == "points" for row in rows)
     quality = column("share_within_4_sigma" if points else "fid")
@@ -55,8 +57,12 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
     y_range = _share_range(heights) if points else _reversed_range(heights, log_y)
     x_range = _padded([math.log10(x) for _, x, _ in placed], 0.09, 0.35)
     coverages = _coverages(rows) if points else [row.scores.recall for row in rows]
+    unequal = differences(rows)
+    marked = marks(unequal)
+    labels = [f"{label} {MARK}" if i in marked else label for i, label in enumerate(labels)]
     positions = _text_positions(placed, coverages, labels, x_range, y_range, log_y)
-    front = _front(placed, higher_is_better=points)
+    spoilt = [difference.name for difference in unequal if difference.affects != "training"]
+    front = [] if spoilt else _front(placed, higher_is_better=points)
     data = [_staircase(front)] if len(front) > 1 else []
     for (i, x, y), position in zip(placed, positions, strict=True):
         same = [j for j in range(i) if rows[j].method == rows[i].method]
@@ -70,8 +76,8 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
                 "text": [_safe(labels[i])],
                 "textposition": position,
                 "cliponaxis": False,
-                "marker": {**_dot(coverages[i], shades[i]), "symbol": SYMBOLS[len(same) % len(SYMBOLS)]},
-                "hovertemplate": _hover(rows[i], labels[i]) + "<extra></extra>",
+                "marker": _dot(coverages[i], shades[i], SYMBOLS[len(same) % len(SYMBOLS)], opened=i in marked),
+                "hovertemplate": _hover(rows[i], labels[i], marked.get(i)) + "<extra></extra>",
             }
         )
     title = "share of samples within 4σ of a mode" if points else f"FID{' (log)' if log_y else ''}, smaller is higher"
@@ -85,7 +91,15 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
         "hovermode": "closest",
         "margin": {"l": 64, "r": 24, "t": 24, "b": 60},
     }
-    return {"data": data, "layout": layout, "front": len(front) > 1}, left_out
+    note = _note(spoilt, any(i in marked for i, _, _ in placed))
+    return {"data": data, "layout": layout, "front": len(front) > 1, "note": note}, left_out
+
+
+def _note(spoilt: Sequence[str], opened: bool) -> str:
+    """What unequal terms do to a plot, in words; nothing where they are equal."""
+    told = [f"Open symbols ({MARK}) are rows {MARK_MEANS}."] if opened else []
+    told += [f"There is no line of best rows, as these terms differ: {', '.join(spoilt)}."] if spoilt else []
+    return " ".join(told)
 
 
 def add_published(figure: Figure, entries: Sequence[Published]) -> None:
@@ -175,36 +189,34 @@ def _learning_plot(
     axis: tuple[str, str],
 ) -> Figure | None:
     key, title, short = probe
-    data, marks = [], []
+    data, crosses = [], []
     for i, dash in _runs(rows):
         places = [(getattr(point, axis[0]), getattr(point, key), point.warnings) for point in rows[i].log]
         known = [(x, y, warnings) for x, y, warnings in places if _finite(x) and _finite(y)]
         if known:
             hover = f"{short} %{{y:.3~g}} after %{{x:.3~s}} {axis[1]}"
             data.append(_curve(labels[i], shades[i], dash, [(x, y) for x, y, _ in known], hover, markers=True))
-            marks += [(x, y, labels[i], words) for x, y, warnings in known for words in warnings]
+            crosses += [(x, y, labels[i], words) for x, y, warnings in known for words in warnings]
     if not data:
         return None
     values = [y for trace in data for y in trace["y"]]
     log_y = key == "fid" and min(values) > 0 and max(values) > 6 * min(values)
-    if marks:
-        data.append(_crosses(marks))
+    if crosses:
+        data.append(_crosses(crosses))
     layout = _time_layout(f"{title}{' (log)' if log_y else ''}", values if log_y else None)
     layout["xaxis"]["title"] = {"text": f"{axis[0]} of training"}
     return {"data": data, "layout": layout}
 
 
-def _crosses(marks: Sequence[tuple[float, float, str, str]]) -> dict[str, Any]:
+def _crosses(places: Sequence[tuple[float, float, str, str]]) -> dict[str, Any]:
     """Where runs warned, and of what."""
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "warning",
-        "x": [_short(x) for x, _, _, _ in marks],
-        "y": [_short(y) for _, y, _, _ in marks],
-        "text": [
-            "<br>".join(_safe(line) for line in textwrap.wrap(f"{who}: {words}", 60)) for _, _, who, words in marks
-        ],
+        "x": [_short(x) for x, _, _, _ in places],
+        "y": [_short(y) for _, y, _, _ in places],
+        "text": [wrapped(f"{who}: {words}") for _, _, who, words in places],
         "marker": {"symbol": "x", "size": 11, "color": "#d1495b"},
         "hovertemplate": "%{text}<extra></extra>",
     }
@@ -317,11 +329,14 @@ def _staircase(front: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _dot(coverage: float | None, colour: str) -> dict[str, Any]:
+def _dot(coverage: float | None, colour: str, symbol: str, *, opened: bool) -> dict[str, Any]:
     """Area in proportion to coverage; an unmeasured one is a small ring."""
+    if opened:  # plotly draws such a symbol's outline in the marker's colour
+        return {"size": _size(coverage), "color": colour, "symbol": f"{symbol}-open", "line": {"width": 2.5}}
+    dot: dict[str, Any] = {"size": _size(coverage), "symbol": symbol}
     if not _finite(coverage):
-        return {"size": _size(None), "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 2.5}}
-    return {"size": _size(coverage), "color": colour, "opacity": 0.82, "line": {"color": colour, "width": 1.5}}
+        return {**dot, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 2.5}}
+    return {**dot, "color": colour, "opacity": 0.82, "line": {"color": colour, "width": 1.5}}
 
 
 def _size(coverage: float | None) -> float:
@@ -331,8 +346,9 @@ def _size(coverage: float | None) -> float:
     return round(max(SMALLEST_DOT, LARGEST_DOT * math.sqrt(min(max(coverage, 0.0), 1.0))), 1)
 
 
-def _hover(row: Row, label: str) -> str:
+def _hover(row: Row, label: str, odd: str | None) -> str:
     told = [f"{one.heading} {one.text(row)}" for one in columns([row]) if one.key not in ("method",)]
+    told += [] if odd is None else [f"{MARK} differs in {odd}"]
     return f"<b>{_safe(label)}</b><br>" + "<br>".join(_safe(line) for line in told)
 
 
@@ -412,8 +428,9 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _wrapped(text: str) -> str:
-    return "<br>".join(_safe(line) for line in textwrap.wrap(text, 60))
+def wrapped(text: str, width: int = 60) -> str:
+    """Lines of so many characters, as plotly's texts have them."""
+    return "<br>".join(_safe(line) for line in textwrap.wrap(text, width))
 
 
 def _safe(text: str) -> str:
