@@ -333,6 +333,8 @@ def test_sentences_come_from_the_numbers(rows: list[Row]) -> None:
     assert headline([rows[0], all_three], ["A", "B"], ()) == (
         "B leads in all three: FID 16.3, recall 0.900 and 2,610 images/s."
     )
+    tied = [replace(rows[3], title=title) for title in ("GAN, ADA", "GAN", "Other")]
+    assert headline([*tied, rows[0]], ["GAN, ADA", "GAN", "Other", "D"], ()).startswith("GAN, ADA · GAN · Other share")
     twin = replace(rows[0], title="Twin")
     assert headline([rows[0], twin], ["A", "Twin"], ()).startswith("No row can be called best")
     assert [corner.note for corner in corners([rows[0], twin], ["A", "Twin"], ())] == ["all tied"] * 3

@@ -152,4 +152,6 @@ def _ratio(over: float | None, under: float | None) -> float | None:
 
 
 def _and(words: Sequence[str]) -> str:
+    if len(words) > 2 and any(", " in word for word in words):  # whose comma is whose could not be told
+        return " · ".join(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -256,6 +256,8 @@ def _provenance(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("Run folder", [str(row.run) for row in rows], False),
         ("Paper", [row.paper or "not stated" for row in rows], False),
         ("Data source", [plain(_data(row).get("source")) for row in rows], False),
+        ("Digest of the training data", [plain(_data(row).get("digest")) for row in rows], False),
+        ("Training hardware", [plain(row.config.get("hardware")) for row in rows], False),
         ("Training seed", [plain(row.config.get("seed")) for row in rows], False),
         ("Training", [training(row) for row in rows], False),
         ("Parameters", [count(row.parameters) for row in rows], False),
@@ -264,7 +266,7 @@ def _provenance(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("Measured in", [duration(_seconds(row)) for row in rows], False),
     ]
     return [
-        {"name": name, "cells": cells, "unequal": ought and len(set(cells)) > 1, "code": "digest" in name}
+        {"name": name, "cells": cells, "unequal": ought and len(set(cells)) > 1, "code": "digest" in name.lower()}
         for name, cells, ought in lines
     ]
 
