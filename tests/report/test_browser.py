@@ -212,6 +212,25 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path)
 
 
 @needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_many_names_leave_the_plots_their_room(rows: list[Row], tmp_path: Path, width: int) -> None:
+    many = [replace(rows[k % 4], run=tmp_path / str(k), title=f"A method with a name, {k}") for k in range(12)]
+    out = write_report(many, tmp_path / "report.html", title="t", command="c")
+    script = """
+        return [...document.querySelectorAll(".plot:not(details .plot)")].map((place) => {
+            const legend = place.querySelector(".legend");
+            const below = legend ? legend.getBoundingClientRect().bottom - place.getBoundingClientRect().bottom : 0;
+            return [place.id, below, place._fullLayout._size.h];
+        });
+    """
+    with opened(out, tmp_path, size=(width, 844)) as tab:
+        found = tab.run(script)
+    assert len(found) == 3
+    for place, below, height in found:
+        assert below <= 1 and height > 130, place
+
+
+@needs_chromium
 def test_figures_for_papers(rows: list[Row], tmp_path: Path) -> None:
     files = write_figures(rows, tmp_path / "figures")
     assert {file.name for file in files} == {f"{name}.{kind}" for name in figures(rows) for kind in ("png", "pdf")}

@@ -83,6 +83,6 @@ def plain(figure: plots.Figure) -> dict[str, Any]:
     layout.setdefault("showlegend", False)
     if figure.get("note"):
         words = {"text": plots.wrapped(figure["note"], 110), "font": {"size": 12}}
-        layout["title"] = {**words, "x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top"}
+        layout["title"] = {**words, "x": 0.01, "xanchor": "left", "y": 0.95, "yanchor": "top"}
         layout["margin"] = {**layout["margin"], "t": 64}
     return {"data": figure["data"], "layout": layout}
