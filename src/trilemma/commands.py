@@ -276,8 +276,12 @@ def run_evaluate(command: Any) -> None:
     from trilemma import api
     from trilemma.engine.images import are_images, result_folder
 
-    require(0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}")
-    reference_samples = _count_or(command.reference_samples, "all", "--reference-samples")
+    wrong: list[str] = []
+    reference_samples = _count_or(command.reference_samples, "all", "--reference-samples", wrong)
+    require_all(
+        *((False, problem) for problem in wrong),
+        (0 <= command.seed < 2**31, f"--seed must be from 0 to 2147483647, not {command.seed}"),
+    )
     with progress_bar() as bar:
         result = api.evaluate(
             command.run,
