@@ -23,6 +23,7 @@ from trilemma.config import (
     recipe_names,
     require,
     require_all,
+    shown,
 )
 from trilemma.engine.train import resolve_recipe
 from trilemma.errors import ConfigError
@@ -142,6 +143,25 @@ def test_wrong_types(values: Any, words: str) -> None:
 
 def test_an_unknown_name_without_a_near_one_lists_all() -> None:
     assert problems({"name": "a", "zzz": 1}) == "unknown key 'zzz': known: flag, inner, name, other, share"
+
+
+def test_a_short_value_is_shown_as_it_is() -> None:
+    plain_values = ("a", "it's", b"a'", 3, -0.0, None, True)
+    nested = ([], [1, "two"], (), (1,), (1, 2), {}, {"a": [1, (2,)], 3: {}}, {1})
+    for value in (*plain_values, *nested):
+        assert shown(value) == repr(value)
+    assert shown(["x" * 197]) == f"['{'x' * 197}'..."
+
+
+def test_a_value_without_end_is_cut_off() -> None:
+    endless: list[Any] = [1]
+    endless.append(endless)
+    many: Any = [0] * 1000
+    for _ in range(9):
+        many = [many] * 1000
+    for value in (endless, many, {"a": many}, "x" * 10**6, [b"x" * 10**6] * 1000):
+        assert len(shown(value)) == 203 and shown(value).endswith("...")
+    assert shown([10**5000]) == "a value too large to show"
 
 
 def test_every_refusal_of_one_record_is_told() -> None:

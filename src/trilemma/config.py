@@ -14,7 +14,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -151,11 +151,38 @@ def _is_finite(value: float) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message: on one line, and cut off where it is long."""
+    text = ""
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # thousands of digits; lists in lists without end
+        for piece in _pieces(value):
+            text += piece
+            if len(text) > _LONGEST:
+                return f"{text[:_LONGEST]}..."
+    except (ValueError, RecursionError):  # thousands of digits
         return "a value too large to show"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """``repr`` bit by bit, as nobody knows its length: a list may hold itself, or another a million times over."""
+    if isinstance(value, str | bytes):
+        yield repr(value[:_LONGEST])
+    elif type(value) is dict:
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(item)
+        yield "}"
+    elif type(value) in (list, tuple):
+        left, right = "[]" if type(value) is list else "()"
+        yield left
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(item)
+        yield f",{right}" if type(value) is tuple and len(value) == 1 else right
+    else:
+        yield repr(value)
 
 
 def describe(hint: Any) -> str:
