@@ -367,6 +367,47 @@ def test_a_network_within_itself_over_and_over_comes_to_an_end(tmp_path: Path) -
         module_tensors(content)
 
 
+def test_a_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tensors lie in it, by a record for each or one for all."""
+    content = storage_bytes(torch.arange(6.0).storage())
+
+    def part(offset: int) -> Call:
+        storage = Call(torch.storage._load_from_bytes, content)
+        return Call(torch._utils._rebuild_tensor_v2, storage, offset, (2,), (1,), False, OrderedDict())
+
+    made = network({})
+    made.state["_parameters"] = {"a": part(0), "b": part(2), "c": part(4)}
+    reads: list[int] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (reads.append(1), load(*args, **kwargs))[1])
+    found = module_tensors(read_pickle(written(tmp_path / "a.pkl", made)))
+    assert {name: value.tolist() for name, value in found.items()} == {"a": [0, 1], "b": [2, 3], "c": [4, 5]}
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("_buffers", {3: None}, "cannot be called 3"),
+        ("_buffers", {"a\nb": None}, "cannot be called 'a.*nb'"),
+        ("_modules", {"a" * 2000: None}, "cannot be called 'aaa"),
+        ("_non_persistent_buffers_set", 3, "'int' where a set of names should be"),
+        ("_parameters", {f"p{i}": None for i in range(10_001)}, "more than 10,000 parts"),
+    ],
+)
+def test_a_network_with_parts_that_cannot_be(tmp_path: Path, part: str, value: Any, words: str) -> None:
+    made = network({})
+    made.state[part] = value
+    with pytest.raises(UnreadableError, match=words):
+        module_tensors(read_pickle(written(tmp_path / "a.pkl", made)))
+
+
+def test_settings_are_counted_over_all_lists(tmp_path: Path) -> None:
+    assert pickles.plain([[1] * 98] * 100) == [[1] * 98] * 100
+    with pytest.raises(UnreadableError, match="more than 10,000 values"):
+        pickles.plain([[1] * 100] * 100)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match="it cannot be opened: No such file"):
         read_pickle(tmp_path / "nothing.pkl")

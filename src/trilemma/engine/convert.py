@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trilemma.config import build, plain
+from trilemma.config import build, plain, shown
 from trilemma.data import catalogue
 from trilemma.engine.bounds import bounded, check_settings
 from trilemma.engine.run import Run
@@ -207,7 +207,8 @@ def _style_options(arguments: dict[str, Any], where: str) -> tuple[Any, DataSpec
             f"{where}: c_dim is 1, but only generators without classes, or with several, can be converted"
         )
     if arguments["img_channels"] not in (1, 3):
-        raise ConfigError(f"{where}: img_channels is {arguments['img_channels']!r}, but images are gray (1) or RGB (3)")
+        channels = shown(arguments["img_channels"])
+        raise ConfigError(f"{where}: img_channels is {channels}, but images are gray (1) or RGB (3)")
     latent = {"z_dim": arguments["z_dim"], "w_dim": arguments["w_dim"]}
     latent |= {ours: mapping[theirs] for theirs, ours in _MAPPING.items() if theirs in mapping}
     widths = {name: synthesis[name] for name in ("channel_base", "channel_max") if name in synthesis}

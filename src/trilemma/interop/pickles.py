@@ -18,7 +18,7 @@ import math
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,10 @@ from torch import Tensor
 from trilemma.config import shown
 
 MOST_OPCODES = 300_000  # the snapshot of a large network has far fewer
-MOST_TENSORS = 10_000  # of one network
+MOST_TENSORS = 10_000  # of one network; so many modules and names may be in it
+MOST_SETTINGS = 10_000  # values in settings, over all nested lists and dicts
+LONGEST_NAME = 1000  # characters of a class, of a text in settings, or of a tensor with its modules
+MOST_SIDES = 64  # of a tensor or an array
 NEWEST_PROTOCOL = 5
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -75,7 +78,8 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Machine().run(_Limited(file, path.stat().st_size))
+            size = path.stat().st_size
+            return _Machine(size).run(_Limited(file, size))
     except OSError as error:
         raise UnreadableError(f"it cannot be opened: {error.strerror or error}") from error
 
@@ -83,9 +87,15 @@ def read_pickle(path: Path) -> Any:
 # What a record means
 
 
-def tensor(value: Any) -> Tensor:
-    """A tensor or parameter on the CPU. Raises UnreadableError for anything else, and where a storage holds more than
-    numbers."""
+Storages = dict[int, Tensor]  # those that were read, by the identity of the bytes they were read from
+
+
+def tensor(value: Any, storages: Storages | None = None) -> Tensor:
+    """A tensor or parameter on the CPU; what ``storages`` holds is not read again, and what is read is put there.
+
+    Raises:
+        UnreadableError: anything else, or a storage that holds more than numbers.
+    """
     if isinstance(value, Record) and value.name in _PARAMETERS and value.args:
         value = value.args[0]
     if not isinstance(value, Record) or value.name not in _TENSORS or len(value.args) < 4:
@@ -93,7 +103,7 @@ def tensor(value: Any) -> Tensor:
     stored, offset, size, stride = value.args[:4]
     if not (_all_counts([offset]) and _all_counts(size) and _all_counts(stride) and len(size) == len(stride)):
         raise UnreadableError("it has a tensor whose shape cannot be")
-    storage = _storage(stored)
+    storage = _storage(stored, {} if storages is None else storages)
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if 0 in size and math.prod(side or 1 for side in size) < 2**48:
         return storage.new_empty(size)
@@ -102,19 +112,21 @@ def tensor(value: Any) -> Tensor:
     return storage.as_strided(size, stride, offset)
 
 
-def _storage(record: Any) -> Tensor:
+def _storage(record: Any, storages: Storages) -> Tensor:
     """All numbers of a storage, in one dimension."""
     if not isinstance(record, Record) or record.name != STORAGE or not record.args:
         raise UnreadableError(f"it has {_what(record)} where a storage should be")
     content = record.args[0]
     if not isinstance(content, bytes) or content[:2] == b"PK":  # the newer files are zips, which can unpack to anything
         raise UnreadableError("it has a storage that is not written as storages in pickles are")
+    if id(content) in storages:  # the same bytes may be those of many tensors
+        return storages[id(content)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch finds odd in a damaged file is said below
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if isinstance(found, torch.storage.TypedStorage):
-            return torch.empty(0, dtype=found.dtype).set_(found._untyped_storage)
+            return storages.setdefault(id(content), torch.empty(0, dtype=found.dtype).set_(found._untyped_storage))
     except Exception as error:  # torch reports refused and damaged content by many types
         raise UnreadableError("it has a storage that is damaged or holds more than numbers") from error
     raise UnreadableError("it has a storage that holds something else than numbers")
@@ -164,17 +176,38 @@ def as_dict(value: Any) -> dict[Any, Any]:
     raise UnreadableError(f"it has {_what(value)} where a dict should be")
 
 
-def plain(value: Any, depth: int = 8) -> Any:
+def plain(value: Any) -> Any:
     """Settings as plain values: kinds of dict become dicts. Raises UnreadableError for what else is in them."""
+    return _plain(value, 8, _Count(MOST_SETTINGS, "settings of more than {:,} values"))
+
+
+def _plain(value: Any, depth: int, count: _Count) -> Any:
     if depth == 0:
         raise UnreadableError("it has settings that are nested too deeply")
+    count.add()
     if isinstance(value, list | tuple):
-        return [plain(item, depth - 1) for item in value]
+        return [_plain(item, depth - 1, count) for item in value]
     if isinstance(value, dict | Record):
-        return {key: plain(item, depth - 1) for key, item in as_dict(value).items()}
-    if isinstance(value, _KEYS):
+        return {key: _plain(item, depth - 1, count) for key, item in as_dict(value).items()}
+    if isinstance(value, _KEYS) and not (isinstance(value, str | bytes) and len(value) > LONGEST_NAME):
         return value
     raise UnreadableError(f"it has {_what(value)} among its settings")
+
+
+class _Count:
+    """Counts what is made from a file: a list that is written once may be meant in a thousand places.
+
+    Raises:
+        UnreadableError: more than ``most``; ``words`` say of what.
+    """
+
+    def __init__(self, most: int, words: str) -> None:
+        self.most, self.words, self.found = most, words, 0
+
+    def add(self, number: int = 1) -> None:
+        self.found += number
+        if self.found > self.most:
+            raise UnreadableError(f"it has {self.words.format(self.most)}")
 
 
 def module_tensors(network: Any) -> dict[str, Tensor]:
@@ -183,24 +216,35 @@ def module_tensors(network: Any) -> dict[str, Tensor]:
     Raises UnreadableError for what is no module.
     """
     found: dict[str, Tensor] = {}
+    storages: Storages = {}
     todo = [("", network)]
-    seen = 0
+    count = _Count(MOST_TENSORS, "a network of more than {:,} parts")
     while todo:
         prefix, module = todo.pop()
         state = attributes(module)
         if not {"_parameters", "_buffers", "_modules"} <= state.keys():
             raise UnreadableError(f"it has {_what(module)} where a network should be")
-        passing = state.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
+        passing = state.get("_non_persistent_buffers_set", set())
+        if not isinstance(passing, set | frozenset):
+            raise UnreadableError(f"it has {_what(passing)} where a set of names should be")
+        for kind in ("_parameters", "_buffers", "_modules"):
             for name, value in as_dict(state[kind]).items():
-                if value is not None and not (kind == "_buffers" and name in passing):
-                    found[f"{prefix}{name}"] = tensor(value)
-        inner = [(f"{prefix}{name}.", child) for name, child in as_dict(state["_modules"]).items() if child is not None]
-        todo += inner
-        seen += len(inner)
-        if max(seen, len(found)) > MOST_TENSORS:  # modules within each other, over and over, double at every level
-            raise UnreadableError(f"it has a network of more than {MOST_TENSORS:,} parts")
+                count.add()  # of all, also of what is left out: modules within each other double at every level
+                path = _below(prefix, name)
+                if value is None or (kind == "_buffers" and name in passing):
+                    continue
+                if kind == "_modules":
+                    todo.append((f"{path}.", value))
+                else:
+                    found[path] = tensor(value, storages)
     return found
+
+
+def _below(prefix: str, name: Any) -> str:
+    """The name of a part of a module."""
+    if not isinstance(name, str) or not name.isprintable() or len(prefix) + len(name) > LONGEST_NAME:
+        raise UnreadableError(f"it has a part of a network that cannot be called {shown(name)}")
+    return f"{prefix}{name}"
 
 
 def _what(value: Any) -> str:
@@ -210,8 +254,9 @@ def _what(value: Any) -> str:
 
 
 def _all_counts(values: Any) -> bool:
-    """Whether it is a list of whole numbers from 0 up to what torch and numpy can count."""
-    return isinstance(values, list | tuple) and all(type(value) is int and 0 <= value < 2**48 for value in values)
+    """Whether it is a short list of whole numbers from 0 up to what torch and numpy can count."""
+    few = isinstance(values, list | tuple) and len(values) <= MOST_SIDES
+    return few and all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
 # How a pickle is read
@@ -237,9 +282,11 @@ class _Limited:
 
 
 class _Machine:
-    """The stack, the marks in it and the memo of a pickle."""
+    """The stack, the marks in it and the memo of a pickle of so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        # What calls make is made from what was written; only what is meant over and over comes to more.
+        self.made = _Count(max(size, 2**16), "calls that make more than {:,} values")
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -367,6 +414,8 @@ class _Machine:
         name, module = self._pop(), self._pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise UnreadableError("it names a class by something else than text")
+        if len(name) + len(module) > LONGEST_NAME:
+            raise UnreadableError(f"it names a class that cannot be: {shown(module)}")
         self.stack.append(Name(f"{module}.{name}"))
 
     def instance(self, argument: Any) -> None:
@@ -387,6 +436,7 @@ class _Machine:
     def _new(self, kind: Any, args: Any, kwargs: Any) -> None:
         if not (isinstance(kind, Name) and isinstance(args, tuple) and isinstance(kwargs, dict)):
             raise UnreadableError(f"it makes an object of {_what(kind)}, which is no class")
+        self.made.add(len(kwargs))
         self.stack.append(Record(kind.text, args, dict(kwargs)))
 
     def call(self, _: Any) -> None:
@@ -395,6 +445,7 @@ class _Machine:
         if not isinstance(function, Name) or not isinstance(args, tuple):
             raise UnreadableError(f"it wants to call {_what(function)}, which is no name")
         if function.text in _MADE:
+            self.made.add(sum(map(_length, args)))
             self.stack.append(_MADE[function.text](args))
         elif function.text in _RECORDED:
             self.stack.append(Record(function.text, args))
@@ -402,8 +453,14 @@ class _Machine:
             raise UnreadableError(f"it wants to call {shown(function.text)}, which is refused")
 
 
+def _length(value: Any) -> int:
+    """How much a call makes of an argument, which it copies."""
+    content = value.items if isinstance(value, Record) else value
+    return len(content) if isinstance(content, Sized) else 0
+
+
 def _key(value: Any) -> Any:
-    if not isinstance(value, _KEYS):
+    if not isinstance(value, _KEYS) or (isinstance(value, int) and abs(value) >= 2**60):  # larger ones may hash alike
         raise UnreadableError(f"it has {_what(value)} as a key")
     return value
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from trilemma.config import shown
 from trilemma.errors import ConfigError, nearest
 from trilemma.networks.stylegan2 import StyleGenerator, StyleMapping, Synthesis
 from trilemma.networks.stylegan2_discriminator import StyleDiscriminator
@@ -48,7 +49,7 @@ def generator(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> St
     mapping = _checked(config.get("mapping_kwargs"), _MAPPING, "mapping_kwargs")
     synthesis = _checked(config.get("synthesis_kwargs"), _SYNTHESIS, "synthesis_kwargs")
     if synthesis.get("architecture", "skip") != "skip":
-        raise ConfigError(f"generator of architecture {synthesis['architecture']!r}: only 'skip' can be read")
+        raise ConfigError(f"generator of architecture {shown(synthesis['architecture'])}: only 'skip' can be read")
     network = StyleGenerator(
         StyleMapping(
             config["z_dim"],
@@ -102,7 +103,7 @@ def _check(given: Mapping[str, Any], names: tuple[str, ...], what: str) -> None:
         if name not in names:
             raise nearest(f"name in the configuration of the {what}", name, names)
         if name in _FIXED and value not in (None, _FIXED[name]):
-            raise ConfigError(f"{what} with {name} {value!r}: only {_FIXED[name]!r} can be read")
+            raise ConfigError(f"{what} with {name} {shown(value)}: only {_FIXED[name]!r} can be read")
 
 
 def _checked(given: Mapping[str, Any] | None, names: tuple[str, ...], what: str) -> Mapping[str, Any]:
