@@ -91,7 +91,7 @@ def read_picture(
         resample: how it is resized.
 
     Raises:
-        UnusableError: a file that is broken, too large, or of a kind that has no 8-bit meaning.
+        UnusableError: a file that is broken, too large or would become so, or of a kind that has no 8-bit meaning.
     """
     with _reasons(), _opened(stream) as image:
         width, height = _upright_size(image)
@@ -139,7 +139,7 @@ def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
     file_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     with Image.open(stream, formats=FORMATS) as image:
-        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        if _is_too_large(image.width, image.height):
             raise UnusableError(_too_large())
         if is_bomb(image.width * image.height, file_bytes):
             raise UnusableError("far more pixels than such a small file can describe: not safe to open")
@@ -165,11 +165,14 @@ def _reasons() -> Iterator[None]:
 
 
 def resized(image: Image.Image, size: int, crop: Crop = "center", resample: Filter = "lanczos") -> Image.Image:
-    """The picture at ``size`` (see ``read_picture``)."""
-    if crop == "center":
-        return square(image, size, resample)
+    """The picture at ``size`` (see ``read_picture``). Raises UnusableError for one that would have too many pixels."""
     side = min(image.size) if crop == "none" else max(image.size)
     width, height = (max(1, round(length * size / side)) for length in image.size)
+    became = (width, height) if crop == "none" else (size, size)
+    if _is_too_large(*became):  # a strip may be small and still become anything
+        raise UnusableError(f"would become {became[0]:,} x {became[1]:,} at --size {size}: {_too_large()}")
+    if crop == "center":
+        return square(image, size, resample)
     if (width, height) != image.size:
         image = image.resize((width, height), _FILTERS[resample])
     if crop == "none" or width == height:
@@ -279,6 +282,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _to_mode(image: Image.Image, channels: int | None) -> Image.Image:
     mode = {None: image.mode, 1: "L", 3: "RGB"}[channels]
     return image if image.mode == mode else image.convert(mode)
+
+
+def _is_too_large(width: int, height: int) -> bool:
+    return Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
 
 
 def _too_large() -> str:
