@@ -1,15 +1,16 @@
-"""Tars, parquet files and sets on the hub. The library ``datasets`` is not installed for the tests: what stands in for
-it here has the few calls that are used, so only our side of the seam is tested."""
+"""Tars, parquet files and sets on the hub. What stands in for the library ``datasets`` has the few calls that are used
+and no network; at the end real parquet files go through the real library."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,22 +141,33 @@ class StandInClassLabel:
 
 
 @dataclass
+class StandInValue:
+    """datasets.Value"""
+
+    dtype: str
+
+
+@dataclass
 class StandInRows:
-    """datasets.Dataset, of which rows are asked only once their images are not decoded."""
+    """datasets.Dataset, of which rows are asked only once nothing in them would be decoded."""
 
     features: dict[str, Any]
     rows: list[dict[str, Any]]
     raw: str = ""
 
+    def select_columns(self, columns: list[str]) -> StandInRows:
+        kept = {key: self.features[key] for key in columns}
+        return StandInRows(kept, [{key: row.get(key) for key in columns} for row in self.rows], self.raw)
+
     def cast_column(self, column: str, feature: StandInImage) -> StandInRows:
         assert not feature.decode
-        return StandInRows(self.features, self.rows, column)
+        return StandInRows({**self.features, column: feature}, self.rows, column)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: int | str) -> Any:
-        assert self.raw
+        assert not any(isinstance(feature, StandInImage) and feature.decode for feature in self.features.values())
         return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
 
 
@@ -191,10 +203,11 @@ def rows(values: list[int], labels: list[Any] | None = None, **features: Any) ->
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     served = Hub()
     module: Any = ModuleType("datasets")
-    module.Image, module.ClassLabel = StandInImage, StandInClassLabel
+    module.Image, module.ClassLabel, module.Value = StandInImage, StandInClassLabel, StandInValue
+    module.config = SimpleNamespace(HF_DATASETS_CACHE=tmp_path / "cache", EXTRACTED_DATASETS_PATH=tmp_path / "more")
     module.load_dataset, module.get_dataset_split_names = served.load_dataset, served.get_dataset_split_names
     monkeypatch.setitem(sys.modules, "datasets", module)
     yield served
@@ -246,9 +259,10 @@ def test_a_split_and_a_column_by_name(hub: Hub) -> None:
 
 
 def test_files_and_broken_rows(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(4))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a.png").write_bytes(png(4))
     contents = [
-        {"bytes": None, "path": str(tmp_path / "a.png")},
+        {"bytes": None, "path": str(tmp_path / "cache" / "a.png")},
         {"bytes": b"x", "path": None},
         None,
         {"bytes": None, "path": None},
@@ -261,18 +275,46 @@ def test_files_and_broken_rows(hub: Hub, tmp_path: Path) -> None:
     assert data.labels is None
 
 
+def test_a_row_may_not_name_any_file_of_the_machine(hub: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "cache"
+    own.mkdir()
+    for folder in (tmp_path, own):
+        (folder / "a.png").write_bytes(png(4))
+    os.mkfifo(own / "pipe.png")
+    (own / "link.png").symlink_to(tmp_path / "a.png")
+    names = ("a.png", "../a.png", "../cache/a.png", "link.png", "pipe.png", "no.png", "a\x00.png")
+    contents = [{"bytes": None, "path": str(own / name)} for name in names]
+    contents += [{"bytes": None, "path": path} for path in ("/dev/zero", "a.png", "hf://a.png")]
+    hub.sets["odd"] = {"train": StandInRows({"img": "binary"}, [{"img": content} for content in contents])}
+    data = load_data("hf:odd")
+    assert data.x[:, 0, 0, 0].tolist() == [4, 4]
+    found = {int(line[:8]): line.split(": ", 1)[1] for line in data.skipped}
+    assert sorted(found) == [1, *range(3, 10)]
+    assert all("not the data set's own" in found[i] for i in (1, 3, 7, 8, 9))
+    assert "not a plain file" in found[4]
+
+
 @pytest.mark.parametrize(
     ("labels", "feature", "expected"),
     [
-        (["dog", "cat", "dog"], "string", ([1, 0, 1], ("cat", "dog"))),
-        ([11, 9, 11], "int64", ([1, 0, 1], ("9", "11"))),
+        (["dog", "cat", "dog"], StandInValue("string"), ([1, 0, 1], ("cat", "dog"))),
+        ([11, 9, 11], StandInValue("int64"), ([1, 0, 1], ("9", "11"))),
+        (["dog", None, "cat"], StandInValue("string"), (None, ())),
         ([-1, -1, -1], StandInClassLabel(["a", "b"]), (None, ())),
+        ([0, None, 1], StandInClassLabel(["a", "b"]), (None, ())),
+        ([b"a mask", b"a mask", b"a mask"], StandInImage(), (None, ())),
+        ([[1], [2], [1]], "a list", (None, ())),
     ],
 )
 def test_labels_of_any_kind(hub: Hub, labels: list[Any], feature: Any, expected: Any) -> None:
     hub.sets["pets"] = {"train": rows([1, 2, 3], labels, label=feature)}
-    data = load_data("hf:pets")
+    data = load_data("hf:pets:train:image")
     assert (None if data.labels is None else data.labels.tolist(), data.class_names) == expected
+
+
+def test_a_class_without_a_name_is_one_line(hub: Hub) -> None:
+    hub.sets["pets"] = {"train": rows([1, 2], [0, 2], label=StandInClassLabel(["a", "b"]))}
+    assert error("hf:pets") == "hf:pets has the class 2 in its column label, and names for 2 only"
 
 
 def test_parquet_files(hub: Hub, tmp_path: Path) -> None:
@@ -304,3 +346,61 @@ def test_an_image_is_opened_only_when_it_is_read(hub: Hub) -> None:
         with open_source("hf:nobody"):
             pass
     assert hub.asked == [("pets", "train", None)]
+
+
+# The library itself
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, with a cache of its own."""
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    library.disable_progress_bars()
+    return library
+
+
+def parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
+    """A file without a word of the library's."""
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(exist_ok=True)
+    writer.write_table(arrow.table(columns), path)
+    return path
+
+
+def test_a_real_parquet_file(real: Any, tmp_path: Path) -> None:
+    images = [{"bytes": png(value), "path": None} for value in (5, 6, 7)]
+    data = load_data(str(parquet(tmp_path / "pets" / "a.parquet", {"image": images, "label": ["dog", "cat", "dog"]})))
+    assert data.x[:, 0, 0, 0].tolist() == [5, 6, 7]
+    assert data.labels is not None and data.labels.tolist() == [1, 0, 1] and data.class_names == ("cat", "dog")
+    out = prepare(str(tmp_path / "pets" / "a.parquet"), tmp_path / "out")
+    assert load_data(str(out)).digest == data.digest
+
+
+def test_a_real_row_may_not_name_any_file_of_the_machine(real: Any, tmp_path: Path) -> None:
+    file = tmp_path / "pets" / "a.parquet"
+    names = [file.parent / "own.png", tmp_path / "other.png", file.parent / "pipe.png", Path("/dev/zero")]
+    parquet(file, {"image": [{"bytes": None, "path": str(name)} for name in names]})
+    for name in names[:2]:
+        name.write_bytes(png(4))
+    os.mkfifo(names[2])
+    data = load_data(str(file))
+    assert data.x[:, 0, 0, 0].tolist() == [4]
+    assert [line.split(":")[0] for line in data.skipped] == ["00000001", "00000002", "00000003"]
+
+
+def test_real_columns_beside_the_images_are_not_decoded(real: Any, tmp_path: Path) -> None:
+    """A mask that no reader of pictures should see; and a class that has no label."""
+    features = real.Features(
+        {"image": real.Image(), "mask": real.Image(), "label": real.ClassLabel(names=["cat", "dog"])}
+    )
+    for name, labels in {"known": [1, 0], "unknown": [1, None]}.items():
+        masks = [{"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n", "path": None}] * 2
+        images = [{"bytes": png(value), "path": None} for value in (5, 6)]
+        columns = {"image": images, "mask": masks, "label": labels}
+        (tmp_path / name).mkdir()
+        real.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / name / "train.parquet")
+        data = load_data(f"hf:{tmp_path / name}:train:image")
+        assert data.x[:, 0, 0, 0].tolist() == [5, 6]
+        assert (None if data.labels is None else data.labels.tolist()) == ([1, 0] if name == "known" else None)
+        assert "several columns of images" in error(str(tmp_path / name / "train.parquet"))

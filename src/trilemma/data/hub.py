@@ -2,12 +2,16 @@
 
 The library is not installed with this package: ``pip install 'trilemma[hub]'``. It keeps what it downloads in its own
 cache and reads pictures one by one from there, so the set may be larger than the memory.
+
+A row holds a picture's bytes, or names a file. Which file is up to whoever wrote the row, so only plain files in the
+library's own caches, or beside the parquet file, are opened.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +51,8 @@ def open_hub(data: str, split: str) -> Source:
     rows = _call(data, partial(library.load_dataset, name, split=wanted))
     words = f"Hugging Face data set {shown(name)}, {shown(wanted)} split"
     title, stamp = name.split("/")[-1], f"{name}:{wanted}"
-    source = _source(library, rows, column, split, place=data, name=title, words=words, stamp=stamp)
+    homes = [Path(name), *_caches(library)]  # a folder of that name goes before the hub
+    source = _source(library, rows, column, split, place=data, name=title, words=words, homes=homes, stamp=stamp)
     return replace(source, held_out=held_out is not None)
 
 
@@ -62,7 +67,8 @@ def open_parquet(files: Sequence[Path], split: str, *, place: str) -> Source:
     # Rows have no stamps of their own: a file that changes changes them all.
     stamp = " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in (file.stat() for file in files))
     words = f"parquet {shown(place)}"
-    return _source(library, rows, None, split, place=place, name=name, words=words, stamp=stamp)
+    homes = sorted({file.resolve().parent for file in files})
+    return _source(library, rows, None, split, place=place, name=name, words=words, homes=homes, stamp=stamp)
 
 
 def _library(place: str) -> Any:
@@ -73,6 +79,14 @@ def _library(place: str) -> Any:
             f"{place} needs the library datasets, which is not installed: pip install 'trilemma[hub]'"
         ) from None
     return datasets
+
+
+def _caches(library: Any) -> list[Path]:
+    """Where the library puts what it downloads and unpacks."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    config = library.config
+    return [Path(cache) for cache in (HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.EXTRACTED_DATASETS_PATH)]
 
 
 def _call(place: str, call: Any) -> Any:
@@ -93,22 +107,27 @@ def _source(  # noqa: PLR0913
     place: str,
     name: str,
     words: str,
+    homes: Sequence[Path],
     stamp: str = "",
 ) -> Source:
+    """``homes`` are the folders of which rows may name files."""
     features = dict(rows.features)
     images = _image_column(library, features, column, place)
-    # Not decoded by the library: its pictures have passed through Pillow already and lost what the file said.
-    rows = _call(place, partial(rows.cast_column, images, library.Image(decode=False)))
-    count = len(rows)
+    # Not decoded by the library: its pictures have passed through Pillow already and lost what the file said. And of
+    # this column alone: a row is read whole, and what else is in it would be decoded, in any format that Pillow knows.
+    bare = library.Image(decode=False)
+    pictures = _call(place, lambda: rows.select_columns([images]).cast_column(images, bare))
+    count = len(pictures)
     if count == 0:
         raise DataError(f"no images in {place}; choose another split")
     classes, names = _classes(library, rows, features, place)
+    inside = [home.resolve() for home in homes]
     return Source(
         name=name,
         words=words,
         place=place,
         split=split,
-        entries=[Entry(f"{i:08d}", partial(_bytes, rows, i, images), stamp) for i in range(count)],
+        entries=[Entry(f"{i:08d}", partial(_bytes, pictures, i, images, inside), stamp) for i in range(count)],
         classes=classes,
         names=names,
         shared=True,
@@ -131,24 +150,30 @@ def _image_column(library: Any, features: dict[str, Any], column: str | None, pl
 
 
 def _classes(library: Any, rows: Any, features: dict[str, Any], place: str) -> tuple[list[str] | None, list[str]]:
-    """The class of each row and the names of all classes; none without a column that is known to hold them."""
+    """The class of each row and the names of all classes; none without a column that is known to hold them, or where a
+    row has none. Raises DataError for a class that has no name."""
     typed = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
-    key = next((key for key in (*_LABEL_COLUMNS, *typed) if key in features), None)
+    # A picture may be called a label too: a mask, say.
+    simple = {key for key, feature in features.items() if isinstance(feature, library.ClassLabel | library.Value)}
+    key = next((key for key in (*_LABEL_COLUMNS, *typed) if key in simple), None)
     if key is None:
         return None, []
-    values: Iterable[Any] = _call(place, partial(list, rows[key]))
+    values: list[Any] = _call(place, lambda: list(rows.select_columns([key])[key]))
+    if None in values:
+        return None, []
     if key in typed:
         known = [str(name) for name in features[key].names]
-        numbers = [int(value) for value in values]
-        if numbers and min(numbers) < 0:  # the hub's sign for a test split whose labels are kept back
+        if values and min(values) < 0:  # the hub's sign for a test split whose labels are kept back
             return None, []
-        return [known[number] for number in numbers], known
+        if values and max(values) >= len(known):
+            raise DataError(f"{place} has the class {max(values)} in its column {key}, and names for {len(known)} only")
+        return [known[value] for value in values], known
     classes = [str(value) for value in values]
     return classes, class_names(classes)
 
 
-def _bytes(rows: Any, number: int, column: str) -> BinaryIO:
-    """The file of a picture as it was put into the set."""
+def _bytes(rows: Any, number: int, column: str, homes: Sequence[Path]) -> BinaryIO:
+    """The file of a picture as it was put into the set. Raises OSError for a row that holds none."""
     value = rows[number][column]
     if value is None:
         raise OSError("an empty row")
@@ -157,4 +182,9 @@ def _bytes(rows: Any, number: int, column: str) -> BinaryIO:
         return io.BytesIO(content)
     if path is None:
         raise OSError("an empty row")
-    return Path(path).open("rb")
+    file = Path(path).resolve()
+    if not any(file.is_relative_to(home) for home in homes):
+        raise OSError("names a file that is not the data set's own")
+    if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for whoever writes to it
+        raise OSError("not a plain file")
+    return file.open("rb")
