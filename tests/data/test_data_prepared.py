@@ -9,7 +9,7 @@ import threading
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -266,6 +266,24 @@ def test_rectangles_are_kept(tmp_path: Path) -> None:
     assert own.spec.shape == (1, 16, 32)
 
 
+@pytest.mark.parametrize("crop", ["none", "center", "pad"])
+def test_what_would_become_too_large_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: Literal["none", "center", "pad"]
+) -> None:
+    """A strip may be small itself."""
+    data = wide(tmp_path / "photos", [(8, 8), (40, 1)])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    loaded = load_data(str(prepare(data, tmp_path / "out", Preparation(size=8, crop=crop))))
+    assert len(loaded) == (1 if crop == "none" else 2)
+    assert loaded.skipped == (
+        ("1.png: would become 320 x 8 at --size 8: more than 100 pixels: too large to be safe to open",)
+        if crop == "none"
+        else ()
+    )
+    with pytest.raises(DataError, match="none of the 2 images .* would become .* at --size 11"):
+        prepare(data, tmp_path / "larger", Preparation(size=11, crop=crop))
+
+
 def test_padding_shows_all_on_white(tmp_path: Path) -> None:
     data = wide(tmp_path / "photos", [(32, 16)])
     x = load_data(str(prepare(data, tmp_path / "out", Preparation(size=8, crop="pad", filter="box")))).x[0, 0]
@@ -346,7 +364,8 @@ def changed(value: Any, *path: str, to: Any) -> Any:
         (("splits", "train"), 3, "must be a table"),
         (("splits", "train", "digest"), None, "digest must be text"),
         (("splits", "train", "images"), 11, r"train.npy is uint8 \(10, 1, 12, 12\), not uint8 \(11, 1, 12, 12\)"),
-        (("splits", "train", "shape"), [1, 12], "train.npy is uint8"),
+        (("splits", "train", "shape"), [1, 12], r"10 images of the shape \(1, 12\)"),
+        (("splits", "train", "shape"), [1, 12, 13], "train.npy is uint8"),
         (("splits", "train", "labels"), [0] * 10, "labels do not fit"),
         (("splits", "train", "labels"), [0], "labels do not fit"),
     ],

@@ -37,6 +37,7 @@ _HELD_OUT = ("test", "val", "valid", "validation")  # the first there is taken a
 _THREADS = 8
 _CHUNK = 32  # pictures a task: small ones decode faster than a task is handed over
 _MEMORY_SHARE = 0.8
+_LARGEST_LABELS = 128 * 2**20  # bytes: of millions of images
 _UNKNOWN_SIZE = (0, 0)
 # What opening a file or unpacking a damaged zip entry, by whatever compression, has been seen to raise.
 _UNPACKING_ERRORS = (
@@ -196,9 +197,13 @@ def _labels(listing: Listing, given: Path | None) -> Labels | None:
 def _labels_of(entry: Entry, file: str, folder: str = "") -> Labels | None:
     try:
         with entry.open() as stream:
-            content = stream.read()
+            content = stream.read(_LARGEST_LABELS + 1)
     except _UNPACKING_ERRORS as error:
         raise DataError(f"{shown(file)} can't be read ({error}); give the file of labels anew") from None
+    if len(content) > _LARGEST_LABELS:
+        raise DataError(
+            f"{shown(file)} is larger than {_LARGEST_LABELS // 2**20} MiB; give each class a folder instead"
+        )
     return read_labels(content, file, folder)
 
 
@@ -267,7 +272,9 @@ def _layout(entries: Sequence[Entry], split: str, place: str, labels: Labels | N
 def _absent(labels: Labels, paths: Sequence[str]) -> list[str]:
     """One line for all files that are labelled but not there."""
     absent = labels.absent(paths)
-    return [f"{shown(labels.file)}: {len(absent)} of its files are not there, as {shown(absent[0])}"] if absent else []
+    if not absent:
+        return []
+    return [f"{shown(labels.file)}: {len(absent)} of its files are not there, as {shown(absent[0][:200])}"]
 
 
 def _strip(folders: list[list[str]], keep: tuple[str, ...] = ()) -> list[list[str]]:

@@ -16,10 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trilemma.config import shown as shown_value
 from trilemma.data.listing import shown
 from trilemma.errors import DataError
 from trilemma.files import parse_json
 
+_LONGEST = 200  # characters of a name or label in a message
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -57,12 +59,14 @@ def read_labels(content: bytes, file: str, folder: str = "") -> Labels | None:
     for name, label in pairs:
         if not isinstance(name, str) or isinstance(label, bool) or not isinstance(label, str | int):
             raise DataError(
-                f"{shown(file)} labels {name!r} with {label!r}: a label is a word or a whole number; {_wanted(file)}"
+                f"{shown(file)} labels {shown_value(name)} with {shown_value(label)}: a label is a word or a whole "
+                f"number; {_wanted(file)}"
             )
         path = name.strip().replace("\\", "/").removeprefix("./")
         word = str(label).strip()
         if classes.setdefault(path, word) != word:
-            raise DataError(f"{shown(file)} gives {shown(path)} two labels, {classes[path]} and {word}: leave one out")
+            words = f"{_short(path)} two labels, {_short(classes[path])} and {_short(word)}"
+            raise DataError(f"{shown(file)} gives {words}: leave one out")
     if not classes:
         raise DataError(f"{shown(file)} names no file; {_wanted(file)}")
     return Labels(file, classes, folder)
@@ -80,7 +84,8 @@ def _table(text: str, file: str) -> list[tuple[Any, Any]]:
         raise DataError(f"{shown(file)} has no first line file,label: write it, or give the file another name")
     wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
     if wrong is not None:
-        raise DataError(f"{shown(file)}, row {wrong}: must be a file and a label, not {','.join(rows[wrong - 1])!r}")
+        row = shown_value(",".join(rows[wrong - 1]))
+        raise DataError(f"{shown(file)}, row {wrong}: must be a file and a label, not {row}")
     return [(row[0], row[1]) for row in rows[1:]]
 
 
@@ -96,6 +101,10 @@ def _object(text: str, file: str) -> list[tuple[Any, Any]] | None:
     if not isinstance(stylegan, list) or not all(isinstance(row, list) and len(row) == 2 for row in stylegan):
         raise DataError(f"{shown(file)}: labels must be a list of pairs; {_wanted(file)}")
     return [(row[0], row[1]) for row in stylegan]
+
+
+def _short(text: str) -> str:
+    return shown(text[:_LONGEST])
 
 
 def _base(file: str) -> str:

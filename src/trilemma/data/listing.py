@@ -32,6 +32,18 @@ _CALM_BYTES = 16 * 2**20  # an entry that unpacks to no more may be packed as ti
 _TIGHTEST = 200  # bytes that one packed byte of a larger entry may become; pictures come nowhere near
 _PIECE = 4096  # bytes taken at a time from an entry packed otherwise than usual
 _ENCRYPTED = 0x1
+# What a header that is broken or made up has tarfile raise: sizes beyond any file, long names without end.
+_TAR_ERRORS = (
+    tarfile.TarError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 PACKED_TIGHTLY = "packed tighter than pictures can be, as if to fill the memory; pack it anew"
 
 
@@ -239,8 +251,9 @@ def list_tars(tars: Sequence[Path]) -> Listing:
                         continue
                     opener = partial(_cut, tar, member.offset_data, member.size)
                     pack.add(Entry(path, opener, f"{member.size}-{member.mtime}"), partial(_refuse_member, member))
-        except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-            raise DataError(f"{tar} can't be read as a tar ({error}); unpack one that is compressed") from None
+        except _TAR_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{tar} can't be read as a tar ({reason}); unpack one that is compressed") from None
     found = pack.listing()
     own = {entry.path: classes[key] for entry in pack.entries if (key := entry.path.rsplit(".", 1)[0]) in classes}
     return replace(found, classes=own)

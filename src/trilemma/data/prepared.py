@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trilemma.config import build, plain, require_all
+from trilemma.config import shown as shown_value
 from trilemma.data.dataset import Dataset, content_digest, make_dataset
 from trilemma.data.decode import Crop, Filter, Picture, fit, read_picture, resizing
 from trilemma.data.folder import Source, bombs_refused, in_threads, nothing_readable, read_entry, stack
@@ -208,7 +209,10 @@ def _begin(parts: Path, plans: dict[str, str], sources: Sequence[Source], how: P
                 f"{parts.parent} holds an unfinished preparation of other files or settings: choose another folder "
                 "with --out, or remove it"
             )
-        return {split: int(before["images_a_part"][split]) for split in plans}
+        kept = before.get("images_a_part")
+        if not isinstance(kept, dict) or not all(_is_count(kept.get(split)) for split in plans):
+            raise _damaged(parts.parent, f"{PARTS}/{file.name} is damaged")
+        return {split: kept[split] for split in plans}
     with bombs_refused():
         sizes = {source.split: _images_a_part(source, how) for source in sources}
     write_json(file, {"made_from": plans, "images_a_part": sizes})
@@ -230,8 +234,7 @@ def _images_a_part(source: Source, how: Preparation) -> int:
 def _part(parts: Path, source: Source, number: int, part: range, how: Preparation) -> dict[str, Any]:
     """Decode some pictures into a file, unless that was done before; what is in it."""
     name = f"{source.split}-{number:06d}"
-    if (parts / f"{name}.json").is_file():
-        done: dict[str, Any] = read_json(parts / f"{name}.json")
+    if (done := _done(parts / f"{name}.json", part)) is not None:
         return done
 
     def read(chunk: range) -> list[Picture | str]:
@@ -255,6 +258,22 @@ def _part(parts: Path, source: Source, number: int, part: range, how: Preparatio
     }
     write_json(parts / f"{name}.json", record)  # last: a part without it is decoded again
     return record
+
+
+def _done(file: Path, part: range) -> dict[str, Any] | None:
+    """The record of a part that was decoded before; None where there is none, or a damaged one."""
+    try:
+        record = read_json(file)
+        good, skipped, shape = record["good"], record["skipped"], record["shape"]
+        fits = set(good) <= set(part) and all(isinstance(line, str) for line in skipped)
+        shaped = len(shape) == 3 and all(map(_is_count, shape)) if good else shape is None
+    except (RunError, LookupError, TypeError):
+        return None
+    return record if fits and shaped else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _same_shape(source: Source, before: Sequence[dict[str, Any]], record: dict[str, Any], how: Preparation) -> None:
@@ -351,6 +370,8 @@ def load_prepared(path: Path, *, split: str, size: int | None = None, channels: 
         raise DataError(f"{path} has no held-out images: there were none when it was prepared")
     found = splits[split]
     file = _array_path(path, split)
+    if found.images < 1 or len(found.shape) != 3 or found.shape[0] not in (1, 3):
+        raise _damaged(path, f"it holds {found.images} images of the shape {shown_value(found.shape)}")
     x = _mapped(file, (found.images, *found.shape))
     labels = None if found.labels is None else torch.tensor(found.labels, dtype=torch.int64)
     if labels is not None and (
@@ -364,13 +385,13 @@ def load_prepared(path: Path, *, split: str, size: int | None = None, channels: 
             raise _damaged(path, f"{file.name} is not what the digest was taken of")
     fitted = fit(x, size, channels)
     return make_dataset(
-        str(read_json(path / INDEX).get("name") or path.resolve().name),
+        shown(str(read_json(path / INDEX).get("name") or path.resolve().name)),
         fitted,
         labels,
-        found.class_names,
+        [shown(name) for name in found.class_names],
         split=split,
-        source=f"{found.source}, prepared",
-        skipped=found.skipped,
+        source=f"{shown(found.source)}, prepared",
+        skipped=[shown(line) for line in found.skipped],
         digest=found.digest if fitted is x else None,
         resize=_resized(path, None if fitted.shape[2:] == x.shape[2:] else resizing()),
     )
@@ -395,7 +416,7 @@ def _splits(path: Path) -> dict[str, Split]:
         splits = index.get("splits")
         if not isinstance(splits, dict) or "train" not in splits:
             raise _damaged(path, f"{INDEX} has no training split")
-        return {str(split): build(Split, values, f"{path / INDEX}, {split}") for split, values in splits.items()}
+        return {split: build(Split, values, f"{path / INDEX}, {shown(split)}") for split, values in splits.items()}
     except (RunError, ConfigError) as error:
         raise _damaged(path, str(error)) from None
 
