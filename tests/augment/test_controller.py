@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_a_resumed_controller_goes_on_as_if_it_had_not_stopped() -> None:
     assert second.state() == whole.state()
     with pytest.raises(ConfigError, match="lacks p"):
         second.load({})
+    for odd in ({"p": math.nan}, {"p": -1.0}, {"logits": -3}):
+        with pytest.raises(ConfigError, match="cannot be"):
+            second.load({**state, **odd})
 
 
 @pytest.mark.parametrize("wrong", [{"target": 1.5}, {"interval": 0}, {"kimg": 0.0}, {"clamp_above": 0.0}, {"p": -0.1}])

@@ -10,6 +10,7 @@ so p crosses from 0 to 1 in ``kimg`` thousand images at the fastest. r_t equal t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -83,10 +84,12 @@ class AdaController:
         }
 
     def load(self, state: Mapping[str, float]) -> None:
-        """Goes on from what ``state`` returned. Raises ConfigError where a number is missing."""
+        """Goes on from what ``state`` returned. Raises ConfigError where a number is missing or cannot be."""
         missing = [key for key in self.state() if key not in state]
         if missing:
             raise ConfigError(f"state of the augmentation strength lacks {', '.join(missing)}")
         self.p = float(state["p"])
         self._steps, self._images, self._logits = (int(state[key]) for key in ("steps", "images", "logits"))
         self._signs = float(state["signs"])
+        if not (0 <= self.p < math.inf and min(self._steps, self._images, self._logits) >= 0):
+            raise ConfigError("state of the augmentation strength has a strength or count that cannot be")

@@ -14,18 +14,23 @@ import json
 import os
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trilemma.errors import RunError
 from trilemma.files import cannot_write, parse_json, write_atomically
+
+# What content of other types or sizes than a training's makes torch, NumPy and Python raise.
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_NUMPY_KEYS = 624
 
 
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -138,8 +143,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+def newest_checkpoint(
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
+) -> tuple[Path, dict[str, Any], list[Path]] | None:
     """The newest whole checkpoint, its content and the damaged ones after it; None where there is no checkpoint.
+
+    One whose content makes ``check`` raise counts as damaged.
 
     Raises:
         RunError: there are some, and each is damaged; or one may not be read.
@@ -149,8 +158,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[Path]] |
         if not os.access(path, os.R_OK):  # nobody can say whether it is damaged
             raise RunError(f"cannot read {path}: its permissions forbid it: change them or train as its owner")
         try:
-            return path, load_checkpoint(path), damaged
-        except RunError:
+            state = load_checkpoint(path)
+            check(state)
+            return path, state, damaged
+        except (RunError, *MISFITS):
             damaged.append(path)
     if damaged:
         names = ", ".join(path.name for path in damaged)
@@ -196,10 +207,34 @@ def set_random_state(state: dict[str, Any]) -> None:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     if "python" in state:
-        kept = state["python"]
-        random.setstate((kept["version"], tuple(kept["state"].tolist()), kept["gauss"]))
+        random.setstate(_python_state(state["python"]))
     if "numpy" in state:
-        kept = state["numpy"]
-        keys = kept["state"].numpy().astype(np.uint32)
-        has_gauss, cached = kept["gauss"]
-        np.random.set_state(("MT19937", keys, kept["position"], has_gauss, cached))
+        np.random.set_state(_numpy_state(state["numpy"]))
+
+
+def check_random_state(state: dict[str, Any]) -> None:
+    """Try what ``set_random_state`` does on other generators.
+
+    Raises:
+        one of MISFITS: a part is missing, or of another type or size.
+    """
+    torch.Generator().set_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.Generator("cuda").set_state(state["cuda"])
+    if "python" in state:
+        random.Random().setstate(_python_state(state["python"]))
+    if "numpy" in state:
+        np.random.RandomState().set_state(_numpy_state(state["numpy"]))
+
+
+def _python_state(kept: dict[str, Any]) -> tuple[int, tuple[int, ...], float | None]:
+    gauss = None if kept["gauss"] is None else float(kept["gauss"])
+    return kept["version"], tuple(kept["state"].tolist()), gauss
+
+
+def _numpy_state(kept: dict[str, Any]) -> tuple[str, NDArray[np.uint32], int, int, float]:
+    keys, position = kept["state"].numpy().astype(np.uint32), int(kept["position"])
+    if not 0 <= position <= len(keys) == _NUMPY_KEYS:  # NumPy would read wherever it points
+        raise ValueError("a generator that stands beside its numbers")
+    has_gauss, cached = kept["gauss"]
+    return "MT19937", keys, position, int(has_gauss), float(cached)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trilemma.config import Training, require_all
+from trilemma.config import Training, build, require_all
 from trilemma.data import Dataset, load_data
 from trilemma.data.load import is_at_hand, load_held_out
 from trilemma.data.pictures import save_grid, save_points
@@ -112,8 +112,7 @@ def evaluate(  # noqa: PLR0913
     method = generator.method
     method.describe(sampler)  # refuses what the method does not offer
     reference = own_reference(run, generator, data, data_root)
-    usual = run.config().get("training", {}).get("score_samples", Training.score_samples)
-    count = samples if samples is not None else min(usual, len(reference))
+    count = samples if samples is not None else min(_usual_samples(run), len(reference))
     sets = [sample_seeds(seed + k, 0, count) for k in range(repeats)]
     images = reference.spec.kind == "images"
     if not join().is_main_process:  # samples and features are shared work, all the rest is the main process's
@@ -213,6 +212,13 @@ def _releasing(judge: Judge) -> Judge:
         return found
 
     return judged
+
+
+def _usual_samples(run: Run) -> int:
+    """The number of samples that the run's settings ask for. Raises ConfigError where they are out of order."""
+    kept = run.config().get("training") or {}
+    given = {key: kept[key] for key in ("score_samples",) if key in kept}  # a version may have others beside it
+    return build(Training, given, f"{run.config_path}, training").score_samples
 
 
 def _judge_sets(
@@ -351,7 +357,7 @@ def _side(generator: Generator) -> int | None:
 
 
 def _refuse_changed(run: Run, described: Mapping[str, Any], data: Dataset) -> None:
-    if data.digest != described.get("digest", data.digest):
+    if data.digest != (described.get("digest") or data.digest):
         raise RunError(
             f"{run.folder} was trained on {described['name']} with digest {described['digest'][:12]}, "
             f"but that data now has {data.digest[:12]}: restore it or name a reference with --data"

@@ -24,6 +24,7 @@ from trilemma.config import Training
 from trilemma.data import Dataset, batch_indices, save_grid
 from trilemma.engine.budget import Budget, Clock
 from trilemma.engine.checkpoint import (
+    MISFITS,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -35,6 +36,7 @@ from trilemma.engine.checkpoint import (
 from trilemma.engine.generator import Generator, sample_seeds
 from trilemma.engine.machine import differences, machine
 from trilemma.engine.processes import Gradients, together, told
+from trilemma.engine.restore import check_state, load_optimizer
 from trilemma.engine.run import Run
 from trilemma.engine.stop import Stop, stopped_by
 from trilemma.engine.training_flops import TrainingFlops
@@ -375,7 +377,7 @@ class Trainer:
             RunError: this process does not see it yet.
         """
         folder, main = self.run.checkpoint_folder, self.accelerator.is_main_process
-        found = newest_checkpoint(folder) if main else None
+        found = newest_checkpoint(folder, check_state) if main else None
         name = told(found[0].name if found is not None else None)
         if main or name is None:
             return found
@@ -388,7 +390,7 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, or from the start where there is none yet.
 
-        A damaged one is renamed, and that is told as a warning.
+        A damaged one, or one that no training can have written, is renamed, and that is told as a warning.
 
         Raises:
             RunError: all checkpoints are damaged or of other networks, or a finished run has none left.
@@ -421,20 +423,22 @@ class Trainer:
                 network.load_state_dict(state["networks"][name])
             self.average.load_state_dict(state["average"])
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                load_optimizer(optimizer, state["optimizers"][name])
             processes = [state, *state.get("others", [])]
             alike = len(processes) == self.accelerator.num_processes
             own = processes[rank] if alike else state
             self.method.load_extra_state(own["extra"])
-            position, noise = state["progress"], own["random"]
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{path} does not fit this run's config.json: {reason}") from error
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+            if self.accelerator.scaler is not None and "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self._resume_flops(state.get("flops"), path)
+        except MISFITS as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(
+                f"{path} does not fit this run's config.json: {reason}: delete it to resume from the one before"
+            ) from error
+        position = state["progress"]  # this and the rest were checked when the file was read
         self.progress.step, self.progress.images = position["step"], position["images"]
         self.clock = Clock(position["seconds"])
-        self._resume_flops(state.get("flops"), path)
         self.progress.seconds = position["seconds"]
         self.progress.fraction = min(1.0, self._spent())
         shown = state.get("shown", {})
@@ -444,7 +448,7 @@ class Trainer:
         self._saved_at = self._logged_at = position["seconds"]
         self._saved_step = self._logged_step = self.progress.step
         if alike or rank == 0:
-            set_random_state(noise)
+            set_random_state(own["random"])
         else:  # of another number of processes: there is no state of this one, so it starts new noise
             torch.manual_seed(self.seed + rank + 1_000_003 * self.progress.step)
 

@@ -79,6 +79,10 @@ class Run:
         ]
         if wrong:
             raise RunError(f"{self.config_path} lacks {', '.join(wrong)}: it was not written by train or convert")
+        optional = (("training", dict, config), ("path", str, config["data"]), ("digest", str, config["data"]))
+        odd = [key for key, kind, table in optional if not isinstance(table.get(key), kind | None)]
+        if odd:
+            raise RunError(f"{self.config_path} holds no usable {', '.join(odd)}: restore it or train again")
         return config
 
     def spec(self) -> DataSpec:
@@ -209,7 +213,8 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
-    return record if all(isinstance(record.get(key, 0), int | float) for key in ("images", "seconds")) else None
+    counts = [record.get(key, 0) for key in ("images", "seconds", "flops")]
+    return record if all(isinstance(count, int | float) for count in counts) else None
 
 
 def _check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> None:

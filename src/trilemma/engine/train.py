@@ -220,7 +220,7 @@ def _prepare_folder(run: Run, plan: Plan, title: str, resume: bool) -> bool:
     known = before | {"options": _options(before, str(run.config_path))}
     changed = [key for key in ("method", "options", "seed") if _normal(known.get(key)) != _normal(config[key])]
     changed += ["data"] if before["data"].get("digest") != config["data"]["digest"] else []
-    settings = before.get("training", {})
+    settings = before.get("training") or {}
     changed += [f"training.{key}" for key in _SHAPING if settings.get(key) != config["training"][key]]
     if changed:
         raise RunError(

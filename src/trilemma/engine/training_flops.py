@@ -21,6 +21,7 @@ from trilemma.measure.flops import FlopCounter
 
 FIRST = 2  # steps counted at the start: with all lazy penalties, and without
 AGAIN = 257
+_LARGEST = 2**100  # of all counts: more than was ever computed
 PATIENCE = 64  # steps counted in the hope of one that waits for a count
 
 
@@ -86,9 +87,18 @@ class TrainingFlops:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Take back what ``state`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: a number is missing, is none, or cannot be.
+        """
         self.total, self._steps, self._since = int(state["total"]), int(state["steps"]), int(state["since"])
-        self._cost, self._waiting = dict(state["cost"]), dict(state["waiting"])
+        self._cost, self._waiting = (
+            {str(kind): int(number) for kind, number in dict(state[part]).items()} for part in ("cost", "waiting")
+        )
+        counts = [self.total, self._steps, self._since, *self._cost.values(), *self._waiting.values()]
+        if not 0 <= min(counts) <= max(counts) < _LARGEST or sum(self._waiting.values()) >= max(1, self._steps):
+            raise ValueError("a count of FLOPs that cannot be")
 
 
 def _noter(name: str, calls: list[str]) -> Any:
