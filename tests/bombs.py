@@ -20,6 +20,7 @@ from trilemma.comparison import read_rows
 from trilemma.config import load_recipe
 from trilemma.data import load_data
 from trilemma.data.given import load_given
+from trilemma.data.prepared import Preparation, prepare
 from trilemma.engine.convert import convert
 from trilemma.engine.generator import Generator
 from trilemma.errors import TrilemmaError
@@ -37,6 +38,7 @@ def compare(path: Path) -> Any:
 
 OPEN: dict[str, Callable[[Path], Any]] = {
     "data": lambda path: load_data(str(path), size=8),
+    "strip": lambda path: prepare(str(path), path.with_suffix(".out"), Preparation(size=256, crop="none")),
     "npz": lambda path: load_given(path, GRAY),
     "run": lambda path: Generator.load(path, device="cpu").sample(1),
     "compare": compare,
@@ -65,7 +67,7 @@ def main(folder: Path) -> None:
     start = peak_mib()
     for path in sorted(folder.iterdir()):
         kind = path.name.split("-")[0]
-        if kind not in OPEN or path.suffix in (".html", ".run"):
+        if kind not in OPEN or path.suffix in (".html", ".out", ".run"):
             continue
         began = time.process_time()
         try:

@@ -5,16 +5,19 @@ Everything random comes from a seed. Nothing here is larger than some hundred ki
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
 import zlib
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 SIDE = 12
@@ -247,6 +250,118 @@ def zips() -> Files:
     return made
 
 
+# ---------------------------------------------------------------------------------------------------------------- tars
+
+
+def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
+    """An entry of a tar: its header, which may state any size, and its content."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content) if size is None else size
+    info.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+    return info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape") + content + bytes(-len(content) % 512)
+
+
+def tars() -> Files:
+    """Tars with one good picture, if they can be read at all."""
+    made: Files = {}
+    picture, end = good(), bytes(1024)
+    first = member("good.png", picture)
+    for i, name in enumerate(OUTSIDE):
+        made[f"name-{i}"] = first + member(name, picture) + end
+    two = first + member("two.png", picture) + end
+    for i in range(12):
+        made[f"garbled-{i}"] = garbled(two, i)
+        made[f"garbled-head-{i}"] = first + garbled(two[:512], 50 + i) + two[512:]
+    for i in range(8):
+        made[f"cut-{i}"] = two[: i * len(two) // 8]
+    kinds = {
+        **{"link": tarfile.SYMTYPE, "hard-link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE, "pipe": tarfile.FIFOTYPE},
+        **{"folder": tarfile.DIRTYPE, "sparse": tarfile.GNUTYPE_SPARSE, "unknown": b"Z"},
+    }
+    made |= {f"kind-{name}": first + member("odd.png", b"", kind) + end for name, kind in kinds.items()}
+    sizes = (1, len(picture) + 1, 255 * 2**20, 2**40, 2**62, 2**80)
+    for i, size in enumerate(sizes):
+        made[f"stated-size-{i}"] = first + member("two.png", picture, size=size) + end
+        for kind, code in (("name", b"L"), ("link", b"K"), ("pax", b"x"), ("pax-all", b"g")):
+            made[f"stated-{kind}-{i}"] = first + member("odd", b"a.png", code, size) + two
+    for name, text in {
+        "size": b"15 size=999999\n", "path": b"17 path=a\x00b.png\n", "words": b"14 size=many\n", "bare": b"hello",
+        "sparse": b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", "long": b"9" * 600, "time": b"13 mtime=nan\n",
+    }.items():  # fmt: skip
+        made[f"pax-{name}"] = first + member("odd", text, b"x") + member("two.png", picture) + end
+    made["names-without-end"] = first + member("odd", b"a.png", b"L") * 3000 + end
+    made["class-not-text"] = first + member("good.cls", b"\xff\x00\n\x1b[31m") + end
+    made["class-large"] = first + member("good.cls", b"x" * 5000) + end
+    made["twice"] = first + first + end
+    made["no-end"] = first
+    made["packed"] = zipped({"good.png": picture})
+    made["zeros"], made["nothing"] = bytes(2048), b""
+    return made
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+def labels() -> Files:
+    """Files of labels for good.png and two.png, or what passes for them, by the name each must have."""
+    texts = {
+        "empty.csv": "", "no-head.csv": "good.png,a\n", "head.csv": "file,label\n",
+        "short.csv": "file,label\ngood.png\n",
+        "long.csv": "file,label\ngood.png,a,b\n", "quote.csv": 'file,label\n"good.png,a\n',
+        "zero.csv": "file,label\n\x00,a\n",
+        "field.csv": "file,label\ngood.png," + "a" * 200_000 + "\n",
+        "words.csv": "file,label\n" + "x" * 50_000 + ",a\n",
+        "lines.csv": 'file,label\ngood.png,"a\nb"\ngood.png,"c\nd"\n', "escape.csv": "file,label\ngood.png,\x1b[31m\n",
+        "wide.csv": "file,label\n" + "," * 50_000 + "\n", "outside.csv": "file,label\n../../etc/passwd,a\n",
+        "digits.csv": "file,label\ngood.png," + "9" * 5000 + "\ntwo.png,1\n",
+        "minus.csv": "file,label\ngood.png,-0\ntwo.png,0\n",
+        "number.json": "3", "list.json": "[]", "null.json": "null", "none.json": "{}", "deep.json": "[" * 100_000,
+        "nested.json": '{"good.png": ' + _nested(90) + "}", "lists.json": '{"good.png": [' + "1, " * 50_000 + "1]}",
+        "float.json": '{"good.png": 0.5}', "true.json": '{"good.png": true}', "nan.json": '{"good.png": NaN}',
+        "digits.json": '{"good.png": ' + "9" * 5000 + "}",
+        "large.json": '{"good.png": ' + "9" * 4000 + ', "two.png": 1}',
+        "surrogate.json": '{"good.png": "\\ud800", "two.png": "b"}', "name.json": '{"\\ud800": "a", "good.png": "b"}',
+        "lines.json": '{"good.png": "a\\nb", "./good.png": "c\\nd"}', "table.json": '{"labels": {"good.png": {}}}',
+        "pairs.json": '{"labels": [["good.png"]]}', "flat.json": '{"labels": [1, 2]}',
+        "keys.json": '{"labels": [[[], 1]]}',
+        "text.json": '{"labels": "x"}', "cut.json": '{"good.png": "a"',
+        "long.json": '{"good.png": "' + "x" * 100_000 + '"}',
+    }  # fmt: skip
+    made = {name: text.encode() for name, text in texts.items()}
+    return made | {"latin.csv": b"file,label\ngood.png,caf\xe9\n", "utf-16.json": '{"good.png": "a"}'.encode("utf-16")}
+
+
+# ------------------------------------------------------------------------------------------------------ prepared images
+
+
+def indices(whole: Any) -> Files:
+    """prepared.json, changed: broken as JSON, of wrong types, of other images than there are."""
+    odd: dict[str, Any] = {
+        "none": None, "text": "a\nb\x1b[31m", "number": 3, "float": 1.5, "true": True, "list": [1], "table": {"a": 1},
+        "minus": -1, "zero": 0, "empty": [], "large": 10**30, "words": ["a\nb", "\ud800"], "nested": [[1]],
+        "many": [10**15, 10**15, 10**15], "deep": json.loads(_nested(90)),
+    }  # fmt: skip
+
+    def changed(*path: str, value: Any) -> bytes:
+        new = copy.deepcopy(whole)
+        inner = new
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+        return json.dumps(new).encode()
+
+    places = [("format",), ("name",), ("settings",), ("splits",), ("splits", "train")]
+    places += [("splits", "train", key) for key in whole["splits"]["train"]]
+    made = {f"{'.'.join(path)}-{name}": changed(*path, value=value) for path in places for name, value in odd.items()}
+    train = whole["splits"]["train"]
+    made["split-name"] = changed("splits", "a\nb", value={})
+    made["labels-beyond"] = changed("splits", "train", value={**train, "labels": [99] * train["images"]})
+    made["unknown"] = changed("splits", "train", value={**train, "depth": 3})
+    text = json.dumps(whole).encode()
+    made |= {f"cut-{i}": text[: i * len(text) // 4] for i in range(4)}
+    return made | {"list": b"[]", "deep": b"[" * 100_000, "zeros": bytes(50)}
+
+
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 
@@ -330,7 +445,7 @@ def configs(config: Config) -> dict[str, bytes]:
         copy = json.loads(json.dumps(config))
         inner = copy
         for name in path[:-1]:
-            inner = inner[name]
+            inner = inner.setdefault(name, {})
         inner[path[-1]] = value
         return json.dumps(copy).encode()
 
@@ -344,6 +459,8 @@ def configs(config: Config) -> dict[str, bytes]:
         for path in (("method",), ("options",), ("data",), ("data", "spec"), ("data", "name")):
             if not (name in ("text", "long") and path == ("data", "name")):
                 made[f"{'.'.join(path)}-{name}"] = changed(*path, value=value)
+        for path in (("training",), ("training", "score_samples"), ("data", "path"), ("data", "digest")):
+            made[f"{'.'.join(path)}-{name}"] = changed(*path, value=value)
     for side in ("channels", "height", "width", "classes"):
         for value in (0, -1, 10**6, 10**9, 2**63, 1.5, "8", None):
             if not (side == "classes" and value in (0,)):
@@ -555,6 +672,76 @@ def checkpoints(whole: bytes) -> dict[str, bytes]:
         "no-structure": safetensors({name: value for name, value in header.items() if name != "__metadata__"}, data),
         "pickle": pickle.dumps({"a": 1}),
     }
+
+
+# Changes to the state of a training of the VAE, as a path and what is put there, or taken away. The first kind is no
+# training's, whatever its networks; the second is one of other networks than the VAE's.
+GONE = object()
+Change = tuple[tuple[str | int, ...], Any]
+ODD_STATES: dict[str, Change] = {
+    "step-gone": (("progress", "step"), GONE), "step-text": (("progress", "step"), "1"),
+    "step-float": (("progress", "step"), 1.5), "step-true": (("progress", "step"), True),
+    "step-minus": (("progress", "step"), -1), "step-large": (("progress", "step"), 10**30),
+    "images-gone": (("progress", "images"), GONE), "images-large": (("progress", "images"), 2**60),
+    "seconds-nan": (("progress", "seconds"), float("nan")), "seconds-text": (("progress", "seconds"), "1"),
+    "seconds-minus": (("progress", "seconds"), -1.0), "progress-number": (("progress",), 3),
+    "random-gone": (("random",), GONE), "random-list": (("random",), [1]),
+    "torch-gone": (("random", "cpu"), GONE), "torch-short": (("random", "cpu"), torch.zeros(3, dtype=torch.uint8)),
+    "torch-zero": (("random", "cpu"), torch.zeros(5056, dtype=torch.uint8)),
+    "torch-floats": (("random", "cpu"), torch.zeros(5056)), "torch-text": (("random", "cpu"), "x"),
+    "python-short": (("random", "python", "state"), torch.zeros(3, dtype=torch.int64)),
+    "python-minus": (("random", "python", "state"), torch.full((625,), -1)),
+    "python-beyond": (("random", "python", "state"), torch.full((625,), 10**6)),
+    "python-version": (("random", "python", "version"), 9), "python-gauss": (("random", "python", "gauss"), "x"),
+    "numpy-short": (("random", "numpy", "state"), torch.zeros(3, dtype=torch.int64)),
+    "numpy-beyond": (("random", "numpy", "position"), 10**9), "numpy-before": (("random", "numpy", "position"), -9),
+    "numpy-list": (("random", "numpy"), [1]), "numpy-gauss": (("random", "numpy", "gauss"), [1]),
+    "networks-list": (("networks",), [1]), "average-gone": (("average",), GONE),
+    "optimizers-text": (("optimizers",), "x"),
+    "extra-gone": (("extra",), GONE), "others-number": (("others",), 3), "others-list": (("others",), [3]),
+    "others-random": (("others",), [{"random": {}, "extra": {}}]), "shown-list": (("shown",), [1]),
+    "losses-text": (("shown", "losses"), {"a": "x"}), "scores-list": (("shown", "scores"), [1]),
+    "looks-numbers": (("shown", "looks"), [3]), "looks-empty": (("shown", "looks"), [{}]),
+    "machine-list": (("machine",), [1]), "machine-lines": (("machine", "device"), "a\nb"),
+    "scaler-text": (("scaler",), {"scale": "x"}),
+}  # fmt: skip
+_MOMENT = ("optimizers", "autoencoder", "state", 0)
+_GROUPS = ("optimizers", "autoencoder", "param_groups")
+MISFITS: dict[str, Change] = {
+    "network-gone": (("networks", "decoder"), GONE), "network-empty": (("networks", "decoder"), {}),
+    "network-list": (("networks", "decoder"), [1]), "network-numbers": (("networks", "decoder"), {"a": 3}),
+    "weight-short": (("networks", "decoder", "trunk.out.bias"), torch.zeros(77)),
+    "average-empty": (("average",), {}), "averaged-shape": (("average", "n_averaged"), torch.zeros(3)),
+    "optimizer-gone": (("optimizers", "autoencoder"), GONE), "optimizer-number": (("optimizers", "autoencoder"), 3),
+    "groups-gone": (_GROUPS, GONE), "groups-empty": (_GROUPS, []), "groups-number": (_GROUPS, 3),
+    "groups-text": (_GROUPS, ["x"]), "rate-text": ((*_GROUPS, 0, "lr"), "fast"),
+    "rate-gone": ((*_GROUPS, 0, "lr"), GONE),
+    "moments-list": (("optimizers", "autoencoder", "state"), [1]),
+    "moments-of-more": (("optimizers", "autoencoder", "state", 999), {}),
+    "moment-gone": ((*_MOMENT, "exp_avg"), GONE), "moment-short": ((*_MOMENT, "exp_avg"), torch.zeros(3)),
+    "moment-turned": ((*_MOMENT, "exp_avg_sq"), torch.zeros(1, 2, 3, 4)), "moment-number": ((*_MOMENT, "exp_avg"), 3.0),
+    "moment-complex": ((*_MOMENT, "exp_avg"), torch.zeros(3, dtype=torch.complex64)),
+    "count-text": ((*_MOMENT, "step"), "x"), "count-many": ((*_MOMENT, "step"), torch.zeros(3)),
+    "count-minus": ((*_MOMENT, "step"), torch.tensor(-1.0)), "count-whole": ((*_MOMENT, "step"), torch.tensor(1)),
+    "extra-empty": (("extra",), {}), "extra-text": (("extra", "steps_done"), "many"), "flops-number": (("flops",), 3),
+    "flops-text": (("flops", "total"), "x"), "flops-list": (("flops", "cost"), [1]),
+    "flops-minus": (("flops", "steps"), -1),
+    "flops-waiting": (("flops", "waiting"), {"a": 10**6}),
+}  # fmt: skip
+
+
+def with_change(state: Config, change: Change) -> Config:
+    """A copy of a state in which one thing is another."""
+    made = copy.deepcopy(state)
+    (*way, last), value = change
+    inner: Any = made
+    for name in way:
+        inner = inner[name]
+    if value is GONE:
+        del inner[last]
+    else:
+        inner[last] = value
+    return made
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

@@ -6,9 +6,12 @@ import bz2
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 
 import fake_runs
 import hostile
+from style_pickles import network, storage_bytes, written
 from tiny import SPEC, tiny_method
 from trilemma.config import plain
 from trilemma.engine.run import Run
@@ -72,6 +76,71 @@ def scored(folder: Path, name: str, size: int) -> None:
     fake_runs.evaluation(run, pictures=False)
     if size:
         sparse(run / name, size, b"{")
+
+
+class Call:
+    """Its pickle is a call of the function."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.args
+
+
+def nested() -> list[Any]:
+    """Six lists, each a thousand times in the next: a few kilobytes as a pickle, and for ever to walk through."""
+    inner: list[Any] = [0] * 1000
+    for _ in range(5):
+        inner = [inner] * 1000
+    return inner
+
+
+def of_one_storage(count: int) -> dict[str, Call]:
+    """So many tensors under names of their own, all of one storage of a MiB."""
+    storage = Call(torch.storage._load_from_bytes, storage_bytes(torch.zeros(MIB // 4).storage()))
+    tensor = Call(torch._utils._rebuild_tensor_v2, storage, 0, (MIB // 4,), (1,), False, OrderedDict())
+    return {f"p{i}": tensor for i in range(count)}
+
+
+def pickles(folder: Path) -> None:
+    """What is written once in them is meant a thousand times."""
+    for name, settings in {"pickle-settings": {"a": nested()}, "pickle-text": {"a": ["x" * MIB] * 1000}}.items():
+        written(folder / f"{name}.pkl", {"G_ema": network({}, _init_args=(), _init_kwargs=settings)})
+    for name, parts in {"pickle-storage": of_one_storage(5000), "pickle-names": of_one_storage(90_000)}.items():
+        made = network({}, _init_args=(), _init_kwargs={})
+        made.state["_parameters"] = parts
+        written(folder / f"{name}.pkl", {"G_ema": made})
+    inner, outer = network({}), network({}, _init_args=(), _init_kwargs={})
+    inner.state["_parameters"], outer.state["_modules"] = of_one_storage(5000), {"m" * MIB: inner}
+    written(folder / "pickle-long-names.pkl", {"G_ema": outer})
+    body = pickle.dumps(nested(), 2)[2:-1]
+    text = b"X" + MIB.to_bytes(4, "little") + b"a" * MIB + b"q\x00"
+    shape = b"(" + b"K\x02" * 100_000 + b"tq\x00"
+    far = 2**61 - 1  # numbers that are multiples of it all hash alike
+    keys = b"".join(b"\x8a\x0c" + (far * i).to_bytes(12, "little") + b"N" for i in range(1, 60_000))
+    whole = {
+        "shown": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(" + body + b"tRC\x00tR.",
+        "encoded": text + b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 1000 + b".",
+        "classes": text + b"h\x00h\x00\x93" * 1000 + b".",
+        "copies": shape + b"cbuiltins\nfrozenset\n(h\x00tR" * 20_000 + b".",
+        "keys": b"}(" + keys + b"u.",
+    }
+    for name, content in whole.items():
+        (folder / f"pickle-{name}.pkl").write_bytes(b"\x80\x04" + content)
+
+
+def tars_and_labels(folder: Path) -> None:
+    first = hostile.member("good.png", hostile.good())
+    for name, kind in {"name": tarfile.GNUTYPE_LONGNAME, "pax": tarfile.XHDTYPE}.items():
+        (folder / f"data-{name}.tar").write_bytes(first + hostile.member("a.png", b"", kind, 2**33) + first)
+    many = b"".join(hostile.member(f"{i}.png", b"", size=250 * MIB) for i in range(2))
+    (folder / "data-stated.tar").write_bytes(first + many)
+    (folder / "data-labels.folder").mkdir()
+    (folder / "data-labels.folder" / "good.png").write_bytes(hostile.good())
+    sparse(folder / "data-labels.folder" / "labels.csv", 2**31, b"file,label\n")
+    (folder / "strip-tall.folder").mkdir()
+    (folder / "strip-tall.folder" / "tall.png").write_bytes(hostile.png(1, 100_000, data=hostile.zeros(200_000)))
 
 
 def pictures(folder: Path) -> None:
@@ -138,6 +207,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[st
     folder = tmp_path_factory.mktemp("bombs")
     pictures(folder)
     others(folder)
+    pickles(folder)
+    tars_and_labels(folder)
     import trilemma
 
     source = str(Path(trilemma.__file__).parents[1])
@@ -154,7 +225,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[st
 
 
 def test_each_is_refused_or_does_no_harm(told: dict[str, dict[str, Any]]) -> None:
-    assert len(told) > 40
+    assert len(told) > 55
     harmless = {"data-good.png.folder", "run-good", "compare-good", "compare-nothing"}
     for name, line in told.items():
         assert line["outcome"] == ("opened" if name in harmless else "refused"), line
@@ -184,6 +255,18 @@ def test_none_takes_much_memory(told: dict[str, dict[str, Any]]) -> None:
         ("run-long-config", "larger than 64 MiB"),
         ("compare-eval.json", "larger than 64 MiB"),
         ("pickle-many.pkl", "more than 300,000 opcodes"),
+        ("pickle-settings.pkl", "more than 10,000 values"),
+        ("pickle-text.pkl", "among its settings"),
+        ("pickle-storage.pkl", "its generator was made without z_dim"),
+        ("pickle-names.pkl", "a network of more than 10,000 parts"),
+        ("pickle-long-names.pkl", "a part of a network that cannot be called"),
+        ("pickle-shown.pkl", "which are not numbers"),
+        ("pickle-encoded.pkl", "calls that make more than"),
+        ("pickle-copies.pkl", "calls that make more than"),
+        ("pickle-classes.pkl", "a class that cannot be"),
+        ("pickle-keys.pkl", "as a key"),
+        ("data-labels.folder", "larger than 128 MiB"),
+        ("strip-tall.folder", "would become 256 x 25,600,000"),
         ("state-packed.pth", "unpacks to more than it is"),
         ("recipe-long.toml", "larger than 64 KiB"),
     ],

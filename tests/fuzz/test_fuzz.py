@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,23 +24,31 @@ from rich.console import Console
 import fake_runs
 import hostile
 import trilemma
+from same_run import Killed, killed_at, quick_plan
 from tiny import SPEC, tiny_data, tiny_method
 from trilemma.comparison import markdown_table, read_rows
 from trilemma.config import build, load_recipe, plain
 from trilemma.data import Dataset, load_data
 from trilemma.data.given import load_given
-from trilemma.engine.checkpoint import load_checkpoint, save_checkpoint
+from trilemma.data.prepared import prepare
+from trilemma.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from trilemma.engine.evaluate import evaluate
 from trilemma.engine.generator import Generator
 from trilemma.engine.run import Run
+from trilemma.engine.train import train
 from trilemma.errors import NonFiniteError, TrilemmaError
 from trilemma.methods import method_class
 from trilemma.report import page
+from trilemma.types import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and zipfile warn of much of this
 
-pictures, zips, arrays, recipes = (
-    cache(make) for make in (hostile.pictures, hostile.zips, hostile.arrays, hostile.recipes)
+pictures, zips, tars, labels, arrays, recipes = (
+    cache(make)
+    for make in (hostile.pictures, hostile.zips, hostile.tars, hostile.labels, hostile.arrays, hostile.recipes)
 )
+MOST_SECONDS = 10.0  # of processor time for one file, on a slow machine that is busy; a tenth is usual
+MOST_GROWN = 300.0  # MiB
 # Names alone: what lies behind them is made from the files of the run in each test.
 ANY_SPEC = {"kind": "images", "channels": 1, "height": 8, "width": 8, "classes": 0}
 ANY_CONFIG = {"method": "vae", "options": {}, "data": {"name": "digits", "spec": ANY_SPEC}}
@@ -66,7 +77,25 @@ def everything(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
-# Pictures and zips
+def peak_mib() -> float:
+    """The most memory that this process has had so far, where the system says."""
+    if sys.platform != "linux":
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.fixture(autouse=True)
+def _little_time_and_memory() -> Iterator[None]:
+    """Each of these files is small, and takes little of either."""
+    began, before = time.process_time(), peak_mib()
+    yield
+    assert time.process_time() - began < MOST_SECONDS
+    assert peak_mib() - before < MOST_GROWN
+
+
+# Pictures, zips and tars
 
 
 @pytest.mark.parametrize("name", hostile.pictures())
@@ -97,6 +126,83 @@ def test_zips(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert words or len(data) >= 1
     for line in () if words else data.skipped:
         assert all(letter.isprintable() for letter in line)
+
+
+@pytest.mark.parametrize("name", hostile.tars())
+def test_tars(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "a" / "b" / "c"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    (inside / "pictures.tar").write_bytes(tars()[name])
+    before = everything(tmp_path)
+    data, words = outcome(lambda: load_data("pictures.tar", size=8))
+    assert everything(tmp_path) == before
+    assert words or len(data) >= 1
+    for line in () if words else (*data.skipped, *data.class_names):
+        assert all(letter.isprintable() for letter in line)
+
+
+@pytest.mark.parametrize("name", hostile.labels())
+def test_labels(tmp_path: Path, name: str) -> None:
+    for picture in ("good.png", "two.png"):
+        (tmp_path / picture).write_bytes(hostile.good())
+    (tmp_path / f"labels.{name.split('.')[1]}").write_bytes(labels()[name])
+    before = everything(tmp_path)
+    data, words = outcome(lambda: load_data(str(tmp_path)))
+    assert everything(tmp_path) == before
+    assert words or len(data) + len(data.skipped) >= 2
+    for line in () if words else (*data.skipped, *data.class_names):
+        assert all(letter.isprintable() for letter in line)
+
+
+@pytest.fixture(scope="module")
+def prepared_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a folder of two prepared images of two classes."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name in ("a", "b"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "pictures" / name / "good.png").write_bytes(hostile.good())
+    out = prepare(str(folder / "pictures"), folder / "out")
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+ANY_SPLIT = dict.fromkeys(("source", "images", "shape", "digest", "file_bytes", "modified_ns", "made_from"))
+ANY_SPLIT |= dict.fromkeys(("class_names", "labels", "files", "skipped"))
+ANY_INDEX = {"format": "", "name": "", "settings": {}, "splits": {"train": {**ANY_SPLIT, "images": 2}}}
+
+
+@pytest.mark.parametrize("name", hostile.indices(ANY_INDEX))
+def test_indices_of_prepared_images(tmp_path: Path, prepared_files: dict[str, bytes], name: str) -> None:
+    content = changed(hostile.indices, prepared_files["prepared.json"])[name]
+    folder = folder_of(tmp_path / "prepared", prepared_files | {"prepared.json": content})
+    before = everything(tmp_path)
+    data, words = outcome(lambda: load_data(str(folder), size=8))
+    assert everything(tmp_path) == before
+    assert words or (len(data) == 2 and data.spec.shape == (1, 8, 8))
+    for line in () if words else (data.name, data.source, *data.skipped, *data.class_names):
+        assert all(letter.isprintable() for letter in line)
+
+
+def test_what_a_stopped_preparation_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged record of a part is made anew, a damaged plan is one line."""
+    monkeypatch.setattr("trilemma.data.prepared._assemble", lambda *args: (_ for _ in ()).throw(Killed))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "good.png").write_bytes(hostile.good())
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        prepare(str(tmp_path / "pictures"), out)
+    monkeypatch.undo()
+    plan, record = out / ".parts" / "plan.json", out / ".parts" / "train-000000.json"
+    whole = json.loads(plan.read_text())
+    for sizes in (3, [], {}, {"train": 0}, {"train": "x"}, {"train": 1.5}):
+        plan.write_text(json.dumps({**whole, "images_a_part": sizes}))
+        assert "plan.json is damaged" in outcome(lambda: prepare(str(tmp_path / "pictures"), out))[1]
+    plan.write_text(json.dumps(whole))
+    for odd in ("", "3", "{}", '{"good": 3, "skipped": [], "shape": []}', '{"good": [9], "skipped": [], "shape": [1]}'):
+        copied = shutil.copytree(out, tmp_path / f"out-{len(odd)}")
+        (copied / ".parts" / record.name).write_text(odd)
+        assert outcome(lambda: prepare(str(tmp_path / "pictures"), copied))[1] == ""  # noqa: B023
+        assert len(load_data(str(copied))) == 1
 
 
 @pytest.mark.parametrize(
@@ -210,6 +316,92 @@ def test_checkpoints(tmp_path: Path, name: str) -> None:
     assert isinstance(found, dict) or "is not a whole checkpoint" in words
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the VAE that was stopped with two checkpoints."""
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    with pytest.raises(Killed):
+        train(quick_plan("vae"), folder, report=killed_at(3))
+    return folder
+
+
+def resumed(folder: Path) -> tuple[str, list[str]]:
+    """The line of refusal, or "" and what was said of a run that went on to its end."""
+    said: list[str] = []
+    plan = quick_plan("vae")
+    _, words = outcome(lambda: train(plan, folder, resume=True, report=lambda p: said.extend(p.warnings)))
+    assert (folder / "model.safetensors").is_file() is not bool(words)
+    return words, said
+
+
+def newest(stopped: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint in a copy of the run, and what is in it."""
+    path = checkpoints(shutil.copytree(stopped, folder) / "checkpoints")[-1]
+    return path, load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", list(hostile.checkpoints(ANY_TENSORS))[::3])
+def test_a_run_goes_on_from_the_checkpoint_before_one_that_is_none(tmp_path: Path, stopped: Path, name: str) -> None:
+    path, _ = newest(stopped, tmp_path / "run")
+    path.write_bytes(changed(hostile.checkpoints, path.read_bytes())[name])
+    words, said = resumed(tmp_path / "run")
+    assert words == "" and len(said) == 1 and f"{path} is damaged" in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.parametrize("name", hostile.ODD_STATES)
+def test_a_run_goes_on_from_the_checkpoint_before_one_that_no_training_wrote(
+    tmp_path: Path, stopped: Path, name: str
+) -> None:
+    path, state = newest(stopped, tmp_path / "run")
+    save_checkpoint(path.parent, hostile.with_change(state, hostile.ODD_STATES[name]), 2, keep=9)
+    words, said = resumed(tmp_path / "run")
+    assert words == "" and len(said) == 1 and f"{path} is damaged" in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.parametrize("name", hostile.MISFITS)
+def test_a_checkpoint_of_other_networks_is_one_line(tmp_path: Path, stopped: Path, name: str) -> None:
+    path, state = newest(stopped, tmp_path / "run")
+    save_checkpoint(path.parent, hostile.with_change(state, hostile.MISFITS[name]), 2, keep=9)
+    words, _ = resumed(tmp_path / "run")
+    assert words.startswith(f"{path} does not fit this run's config.json: ") and "delete it" in words
+    assert len(checkpoints(path.parent)) == 2
+
+
+def test_settings_of_an_optimiser_are_those_of_the_run(tmp_path: Path, stopped: Path) -> None:
+    """What a checkpoint says of them is not taken: of all that is in its groups only the learning rate changes."""
+    path, state = newest(stopped, tmp_path / "run")
+    (group,) = state["optimizers"]["autoencoder"]["param_groups"]
+    group |= {"betas": "x", "eps": [1], "amsgrad": 3, "fused": "x", "params": ["y"]}
+    save_checkpoint(path.parent, state, 2, keep=9)
+    assert resumed(tmp_path / "run") == ("", [])
+
+
+ODD_TRAININGS = {
+    "list": [1],
+    "text": "x",
+    "samples-text": {"score_samples": "x"},
+    "samples-minus": {"score_samples": -1},
+}
+
+
+@pytest.mark.parametrize("name", ODD_TRAININGS)
+def test_odd_settings_of_a_training(tmp_path: Path, stopped: Path, name: str) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    plan = quick_plan("vae")
+    Run(folder).save_weights(method_class("vae")(plan.options, plan.data.spec).sampling_networks())
+    Run(folder).write_config({**Run(folder).config(), "training": ODD_TRAININGS[name]})
+    assert outcome(lambda: train(plan, folder, resume=True))[1]
+    assert "config.json" in outcome(lambda: evaluate(Run(folder), Sampler()))[1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", 3), ("path", [1]), ("digest", 3), ("digest", [1])])
+def test_odd_names_of_data(tmp_path: Path, stopped: Path, key: str, value: Any) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    config = Run(folder).config()
+    Run(folder).write_config({**config, "data": {**config["data"], key: value}})
+    assert f"no usable {key}" in outcome(lambda: Run(folder).config())[1]
+
+
 def test_a_log_that_a_run_goes_on_from(tmp_path: Path, run_files: dict[str, bytes]) -> None:
     folder = folder_of(tmp_path / "run", run_files)
     for content in hostile.logs('{"step": 14, "images": 3, "seconds": 1.5}\n').values():
@@ -284,6 +476,7 @@ def test_pictures_of_scored_runs(tmp_path: Path, scored: dict[str, bytes], name:
 def test_there_are_hundreds_of_them() -> None:
     groups = (
         *(pictures(), zips(), arrays(), recipes(), hostile.configs(ANY_CONFIG), hostile.tensor_files(ANY_TENSORS)),
-        *(hostile.checkpoints(ANY_TENSORS), hostile.logs(""), hostile.huge_settings()),
+        *(hostile.checkpoints(ANY_TENSORS), hostile.logs(""), hostile.huge_settings(), tars(), labels()),
+        *(hostile.indices(ANY_INDEX), hostile.ODD_STATES, hostile.MISFITS),
     )
-    assert sum(map(len, groups)) > 500
+    assert sum(map(len, groups)) > 900
