@@ -37,6 +37,7 @@ _SLOPE = 0.2
 GAIN = math.sqrt(2.0)
 """What follows every leaky ReLU, to keep the variance."""
 _EPS = 1e-8
+_MANY = 256  # outputs: more than a batch has images, so scaling what goes in is less work than scaling weights
 LARGEST_START = 16  # pixels on the shorter side of the smallest features
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
@@ -68,7 +69,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias * self.bias_scale
-        if self.weight.numel() > x.numel():
+        if len(self.weight) > _MANY:
             y = F.linear(x * self.scale, self.weight, bias)
         else:
             y = F.linear(x, self.weight * self.scale, bias)
@@ -187,7 +188,7 @@ class ToImage(nn.Module):
         s = self.affine(w) * self.scale
         weight = s[:, :, None] * self.weight.flatten(1).T
         y = torch.baddbmm(self.bias, x.permute(0, 2, 3, 1).flatten(1, 2), weight)
-        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return y.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class SynthesisBlock(nn.Module):
