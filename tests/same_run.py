@@ -16,6 +16,9 @@ from trilemma.engine.loop import Progress
 from trilemma.engine.run import Run
 from trilemma.engine.train import Plan
 
+USUAL = {"step", "images", "flops", "losses", "lr"}
+"""What every line of a log may have, beside the clock."""
+
 
 class Killed(Exception):
     """Stands for a process that ends at once."""
@@ -57,7 +60,8 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, averages, moments, random states and log, bit for bit; only the clock may differ."""
+    """Weights, averages, moments, random states and log, bit for bit; only the clock may differ, and with it at which
+    steps a line without scores was due."""
     a, b = weights(one / "model.safetensors"), weights(other / "model.safetensors")
     assert a.keys() == b.keys()
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
@@ -65,4 +69,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for key in a.keys() - {"/progress/seconds"}:
         assert torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else a[key] == b[key], key
-    assert log(one) == log(other)
+    a, b = log(one), log(other)
+    assert [line for line in a if line.keys() - USUAL] == [line for line in b if line.keys() - USUAL]
+    assert a[-1]["step"] == b[-1]["step"]
+    plain = [{line["step"]: line for line in lines if not line.keys() - USUAL} for lines in (a, b)]
+    assert all(plain[0][step] == plain[1][step] for step in plain[0].keys() & plain[1].keys())
