@@ -303,9 +303,12 @@ class Trainer:
         if self.watch is None:
             return {}
         pause = self.clock.seconds / self.progress.fraction / self.training.snapshots
-        n = min(self.training.watch_samples, len(self.data), int(2 / 3 * WATCH_SHARE * pause / seconds_an_image))
-        if n < LEAST_WATCHED:
-            return self._unwatched(n)
+        most = min(self.training.watch_samples, len(self.data))
+        if most < LEAST_WATCHED:
+            return self._unwatched(most)
+        n = min(most, int(2 / 3 * WATCH_SHARE * pause / seconds_an_image))
+        if n < LEAST_WATCHED:  # a short training, which somebody looks at anyway
+            return {}
         if self._look_seconds is None:  # the start, or a resume
             self._look_seconds = [
                 record["watch_seconds"] for record in self.run.read_log() if "watch_seconds" in record
@@ -329,7 +332,7 @@ class Trainer:
         self._told_unwatched = True
         self.progress.warnings = [
             f"nothing watches for collapse and copies: {n} samples could be looked at, and shares of less than "
-            f"{LEAST_WATCHED} mean nothing; use fewer snapshots or more images, or set training.watch_samples to 0"
+            f"{LEAST_WATCHED} mean nothing; use more images and training.watch_samples, or set that to 0"
         ]
         return {"warnings": self.progress.warnings}
 
