@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913
     Args:
         samples: in each set of samples.
         repeats: sets of samples, from the seeds ``seed``, ``seed + 1``, ...; no two share a sample. The scores are
-            means over the sets, and from two sets on they have intervals.
+            means over the sets; their intervals are Student's over the sets, or the jackknife's of a single one.
         cache: keep the reference's features for the next time, or take those that were kept.
         reference_samples: how many images of the reference are compared with; None: all.
 
