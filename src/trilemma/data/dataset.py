@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,16 +26,29 @@ _MASK_32 = 0xFFFFFFFF
 _LEVELS = 127.5  # uint8 steps in a unit of x
 
 
+class Remote(Protocol):
+    """Images that are read when they are wanted (see `stream`)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Tensor) -> Tensor:
+        """uint8 (B, C, H, W)."""
+        ...
+
+    def ahead(self, index: Tensor) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A whole data set, in memory or over the map of a file; nobody writes into ``x``. Build one with ``make_dataset``,
-    which counts the classes and takes the digest."""
+    """A data set in memory, over the map of a file, or read from afar; nobody writes into ``x``. Build one with
+    ``make_dataset``, which counts the classes and takes the digest, or ``stream.streamed``."""
 
     name: str
     spec: DataSpec
-    # Images: uint8 (N, C, H, W). Points: float32 (N, 2, 1, 1) in their own units.
+    # Images: uint8 (N, C, H, W). Points: float32 (N, 2, 1, 1) in their own units. Of a stream, which holds more than
+    # the memory does, a draw of it: what stands for the whole where scores are taken.
     x: Tensor
-    # int64 (N,), indices into class_names; None where there is at most one class.
+    # int64 of all samples, indices into class_names; None where there is at most one class.
     labels: Tensor | None
     class_names: tuple[str, ...]
     # sha256 over dtype, shape, pixels and labels, in order.
@@ -50,10 +63,12 @@ class Dataset:
     sigma: float | None = None
     # Images: how those of other sizes were resized, in words.
     resize: str = resizing()
+    # Where it is read from afar.
+    stream: Remote | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
-        return int(self.x.shape[0])
+        return int(self.x.shape[0]) if self.stream is None else len(self.stream)
 
     def batch(self, index: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """The samples at ``index`` (B,): float32 (B, C, H, W), channels_last, images in [-1, 1]; labels int64 (B,).
@@ -61,10 +76,15 @@ class Dataset:
         Images go to ``device`` as the bytes they are stored in, and become numbers there.
         """
         chosen = torch.as_tensor(index, dtype=torch.int64)
-        x = self.x.index_select(0, chosen).to(device)
+        x = (self.x.index_select(0, chosen) if self.stream is None else self.stream.read(chosen)).to(device)
         x = to_float(x) if x.dtype == torch.uint8 else x
         labels = None if self.labels is None else self.labels.index_select(0, chosen).to(device)
         return Batch(x.contiguous(memory_format=torch.channels_last), labels)
+
+    def ahead(self, index: Tensor) -> None:
+        """Those at ``index`` (B,) will be asked for next: where they come from afar, they are sent for already."""
+        if self.stream is not None:
+            self.stream.ahead(index)
 
 
 def make_dataset(

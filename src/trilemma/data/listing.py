@@ -228,35 +228,71 @@ def _base(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+@dataclass(frozen=True)
+class Member:
+    """What a tar says of one of its files: all that is needed to list it and to find it again."""
+
+    path: str
+    start: int  # in the tar, of its content
+    size: int  # in bytes
+    mtime: float
+    plain: bool  # a file, not a link or a device
+    label: str | None = None  # of a KEY.cls: what it says
+
+
+@dataclass(frozen=True)
+class Tar:
+    """What is in a tar, how a part of it is read, given where it starts and its size, and a stamp of the whole."""
+
+    members: Sequence[Member]
+    cut: Callable[[int, int], BinaryIO]
+    stamp: str = ""
+
+
 def list_tars(tars: Sequence[Path]) -> Listing:
-    """All pictures in tars that are not packed. An entry is read by its place in the file, so in any order.
+    """All pictures in tars that are not packed; see ``list_members``. Raises DataError for a file that is no tar."""
+    return list_members([Tar(read_members(partial(_open, tar), str(tar)), partial(_cut, tar)) for tar in tars])
+
+
+def list_members(tars: Sequence[Tar]) -> Listing:
+    """All pictures in tars. A file is read by its place in the tar, so in any order.
 
     A text KEY.cls beside a picture KEY.jpg says its class, as in the shards of WebDataset.
-
-    Raises:
-        DataError: a file that is no plain tar.
     """
     pack = _Pack()
     classes: dict[str, str] = {}
     for tar in tars:
-        try:
-            with tarfile.open(tar, "r:") as archive:
-                for member in archive:
-                    path = member.name.replace("\\", "/").removeprefix("./")
-                    if member.isdir():
-                        continue
-                    if path.endswith(_CLASS) and member.isreg() and member.size <= _CLASS_BYTES:
-                        content = _cut(tar, member.offset_data, member.size).read()
-                        classes[path.removesuffix(_CLASS)] = content.decode("utf-8", "replace").strip()
-                        continue
-                    opener = partial(_cut, tar, member.offset_data, member.size)
-                    pack.add(Entry(path, opener, f"{member.size}-{member.mtime}"), partial(_refuse_member, member))
-        except _TAR_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{tar} can't be read as a tar ({reason}); unpack one that is compressed") from None
+        for member in tar.members:
+            if member.label is not None:
+                classes[member.path.removesuffix(_CLASS)] = member.label
+                continue
+            opener = partial(tar.cut, member.start, member.size)
+            stamp = f"{tar.stamp}{member.size}-{member.mtime}"
+            pack.add(Entry(member.path, opener, stamp), partial(_refuse_member, member))
     found = pack.listing()
     own = {entry.path: classes[key] for entry in pack.entries if (key := entry.path.rsplit(".", 1)[0]) in classes}
     return replace(found, classes=own)
+
+
+def read_members(open_tar: Callable[[], BinaryIO], place: str) -> list[Member]:
+    """The files in a tar, in its order; folders are left out. Raises DataError for what is no tar, or a packed one."""
+    members = []
+    try:
+        with open_tar() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                path = member.name.replace("\\", "/").removeprefix("./")
+                if member.isdir():
+                    continue
+                label = None
+                if path.endswith(_CLASS) and member.isreg() and member.size <= _CLASS_BYTES:
+                    content = archive.extractfile(member)
+                    label = (content.read() if content else b"").decode("utf-8", "replace").strip()
+                plain = member.isreg() and not member.issparse()
+                members.append(Member(path, member.offset_data, member.size, member.mtime, plain, label))
+    except _TAR_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{place} can't be read as a tar ({reason}); unpack one that is compressed") from None
+    return members
 
 
 def _cut(tar: Path, start: int, size: int) -> BinaryIO:
@@ -266,7 +302,7 @@ def _cut(tar: Path, start: int, size: int) -> BinaryIO:
         return io.BytesIO(file.read(size))
 
 
-def _refuse_member(member: tarfile.TarInfo, path: str, seen: Container[str]) -> str:
-    if not member.isreg() or member.issparse():
+def _refuse_member(member: Member, path: str, seen: Container[str]) -> str:
+    if not member.plain:
         return "not a plain file"
     return _refuse_name(path, "tar") or _refuse_more(path, member.size, seen)

@@ -9,7 +9,9 @@ from trilemma.data.dataset import Dataset
 from trilemma.data.folder import load_folder, load_source
 from trilemma.data.known import default_root, is_here, load_digits, load_stacked_mnist, load_torchvision
 from trilemma.data.prepared import is_prepared, load_prepared
+from trilemma.data.shards import is_remote
 from trilemma.data.source import found, is_pack, open_source, place_of
+from trilemma.data.stream import streamed
 from trilemma.data.toy import load_gaussians
 from trilemma.errors import ConfigError, DataError, nearest
 from trilemma.types import DataSpec
@@ -51,7 +53,7 @@ def is_at_hand(data: str, split: str, root: Path | None) -> bool:
     Raises:
         DataError: a known set's files are broken.
     """
-    if data.startswith("hf:"):
+    if is_remote(data) or data.startswith("hf:"):
         return False
     name = {"stackedmnist": "mnist"}.get(data.lower(), data.lower())
     if name not in ("mnist", "fashion-mnist", "cifar10") or (data not in _CATALOGUE and found(data) is not None):
@@ -74,8 +76,8 @@ def load_data(
     channels: int | None = None,
 ) -> Dataset:
     """Load a known set by name, or the images at the path ``data``: a folder, a zip, a folder that was prepared, tars,
-    parquet files, or a set on the hub (see `source`). A known name goes first: write ``./digits`` for a folder called
-    digits.
+    parquet files, a set on the hub, or the URL of tars (see `source`). A known name goes first: write ``./digits`` for
+    a folder called digits.
 
     Args:
         data: a name of ``catalogue()`` (capitals don't matter) or a path.
@@ -98,6 +100,9 @@ def load_data(
     name, path = data.lower(), found(data)
     if data in _CATALOGUE or (name in _CATALOGUE and path is None):
         return _load_known(name, split, default_root() if root is None else root, size, channels)
+    if is_remote(data):
+        with open_source(data, split) as source:
+            return streamed(source, size=size, channels=channels)
     if is_pack(data):
         with open_source(data, split) as source:
             return load_source(source, size=size, channels=channels)

@@ -1,7 +1,7 @@
 """From a word to pictures that can be read one by one: a folder, a zip, tars, parquet files, or a set on the hub.
 
-``hf:NAME[:SPLIT[:COLUMN]]`` is a data set of the Hugging Face hub. A path with ``*``, ``?`` or ``[...]`` stands for all
-the tars, or all the parquet files, that it matches.
+``hf:NAME[:SPLIT[:COLUMN]]`` is a data set of the Hugging Face hub, and a URL means tars (see `shards`). A path with
+``*``, ``?`` or ``[...]`` stands for all the tars, or all the parquet files, that it matches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from trilemma.data.folder import Source, open_folder, open_tars
 from trilemma.data.hub import HUB, open_hub, open_parquet
+from trilemma.data.known import default_root
+from trilemma.data.shards import is_remote, open_shards
 from trilemma.errors import ConfigError, DataError
 
 _PACKS = (".tar", ".parquet")
@@ -29,14 +31,16 @@ def found(data: str) -> Path | None:
 
 
 def is_pack(data: str) -> bool:
-    """Whether ``data`` is a set on the hub, or tars or parquet files, rather than a folder or zip."""
+    """Whether ``data`` is a set on the hub, a URL, or tars or parquet files, rather than a folder or zip."""
+    if is_remote(data):
+        return True
     path = found(data)
     return data.startswith(HUB) or (Path(data).suffix.lower() in _PACKS and (path is None or not path.is_dir()))
 
 
 def place_of(data: str) -> str:
     """What finds ``data`` again from any folder."""
-    return data if data.startswith(HUB) else str(Path(os.path.expanduser(data)).resolve())
+    return data if data.startswith(HUB) or is_remote(data) else str(Path(os.path.expanduser(data)).resolve())
 
 
 @contextmanager
@@ -52,6 +56,9 @@ def open_source(data: str, split: str = "train", *, labels: Path | None = None) 
         DataError: nothing there, nothing in it, no such split, or unreadable labels.
         ConfigError: ``labels`` for data that has a column of them; a library that is not installed.
     """
+    if is_remote(data):
+        yield open_shards(data, split, cache=default_root() / "shards", labels=labels)
+        return
     if labels is not None and (data.startswith(HUB) or data.lower().endswith(".parquet")):
         raise ConfigError(f"--labels {labels}: {data} has its labels in a column; leave it out")
     if data.startswith(HUB):

@@ -173,6 +173,10 @@ def _check_labelled(data: Dataset, asked_for: bool) -> None:
     """Refuse data that a classifier cannot be trained on. ``asked_for``: the size was given, so it is meant."""
     if data.spec.kind != "images":
         raise DataError(f"{data.name}: points have no feature extractor; they are scored by their modes")
+    if data.stream is not None:
+        raise DataError(
+            f"{data.source}: a classifier is trained on images at hand: trilemma data prepare brings them, at --size N"
+        )
     if data.labels is None:
         raise DataError(
             f"{data.source}: no classes to tell apart; put the images into two or more subfolders, one for each class"

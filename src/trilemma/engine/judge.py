@@ -124,8 +124,8 @@ def make_judge(  # noqa: PLR0913
 
 def check_reference(data: Dataset) -> None:
     """Refuse a reference that is too small to say anything. Raises DataError."""
-    if len(data) < MIN_SAMPLES:
-        raise DataError(f"{data.name} has {len(data)} samples, but scores need {MIN_SAMPLES}: use more data")
+    if len(data.x) < MIN_SAMPLES:
+        raise DataError(f"{data.name} has {len(data.x)} samples, but scores need {MIN_SAMPLES}: use more data")
 
 
 def reference_protocol(data: Dataset) -> dict[str, Any]:

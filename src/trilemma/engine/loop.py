@@ -203,10 +203,13 @@ class Trainer:
             self._read_losses()
 
     def _batch(self) -> Batch:
-        """This process's share of the step's images."""
-        index = batch_indices(len(self.data), self.training.batch_size, self.seed, self.progress.images)
+        """This process's share of the step's images; the next step's are sent for."""
+        n, now = self.training.batch_size, self.progress.images
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        return self.data.batch(index[rank::size], self.accelerator.device)
+        here, there = (batch_indices(len(self.data), n, self.seed, start)[rank::size] for start in (now, now + n))
+        batch = self.data.batch(here, self.accelerator.device)
+        self.data.ahead(there)
+        return batch
 
     def _read_losses(self) -> None:
         """The last step's losses as numbers, by one transfer for all."""
@@ -303,7 +306,7 @@ class Trainer:
         if self.watch is None:
             return {}
         pause = self.clock.seconds / self.progress.fraction / self.training.snapshots
-        most = min(self.training.watch_samples, len(self.data))
+        most = min(self.training.watch_samples, len(self.data.x))
         if most < LEAST_WATCHED:
             return self._unwatched(most)
         n = min(most, int(2 / 3 * WATCH_SHARE * pause / seconds_an_image))

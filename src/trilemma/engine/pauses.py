@@ -27,7 +27,7 @@ def look_seconds(plan: Plan, samples: Tensor, an_image: float, training: float) 
 
     ``samples``: a few, as data sets are stored; what they are makes no difference.
     """
-    settings, n = plan.training, len(plan.data)
+    settings, n = plan.training, len(plan.data.x)
     if plan.data.spec.kind != "images" or settings.snapshots == 0:
         return 0.0
     between = training / settings.snapshots
@@ -60,7 +60,7 @@ def score_seconds(plan: Plan, an_image: float) -> float:
     seen, extracting = _timed(lambda: extract(x, extractor))
     _, comparing = _timed(lambda: fid_only(seen, seen))
     each = extracting / len(x)
-    once = min(REFERENCE, len(data)) * each
+    once = min(REFERENCE, len(data.x)) * each
     return once + settings.snapshots * (sampling + settings.probe_samples * each + comparing)
 
 
