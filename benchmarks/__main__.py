@@ -76,7 +76,7 @@ def tables(result: dict[str, Any], before: dict[str, Any]) -> list[Table]:
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed on this machine, as JSON.")
-    parser.add_argument("--only", help="cases to measure, between commas (default: all)")
+    parser.add_argument("--only", help="cases to measure, between commas (default: all but the 256 pixel ones)")
     parser.add_argument("--seconds", type=float, default=5.0, help="no further repeat of a measurement after so many")
     parser.add_argument("--repeats", type=int, default=10, help="of each measurement, at most")
     parser.add_argument("--batches", default="1,100", help="sampled at a time, between commas")
@@ -144,7 +144,8 @@ def main(words: Sequence[str] | None = None) -> None:
     from trilemma.measure.speed import hardware, versions
 
     known = {case.name: case for case in cases()}
-    chosen = [name.strip() for name in given.only.split(",")] if given.only else [*known, EVALUATION]
+    usual = [name for name, case in known.items() if not case.large]
+    chosen = [name.strip() for name in given.only.split(",")] if given.only else [*usual, EVALUATION]
     for name in chosen:
         if name not in (*known, EVALUATION):
             raise nearest("case", name, (*known, EVALUATION))

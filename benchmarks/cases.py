@@ -12,7 +12,11 @@ from trilemma.methods import method_class
 from trilemma.methods.base import Method
 from trilemma.types import DataSpec
 
-SPECS = {"mnist": DataSpec("images", 1, 28, 28), "cifar10": DataSpec("images", 3, 32, 32)}
+SPECS = {
+    "mnist": DataSpec("images", 1, 28, 28),
+    "cifar10": DataSpec("images", 3, 32, 32),
+    "celebahq256": DataSpec("images", 3, 256, 256),
+}
 REFERENCE_ROOFLINE = 320e9  # FLOPs a second of the machine on which the reference implementation was measured
 
 
@@ -35,6 +39,7 @@ class Case:
     batch: int
     reference: Reference | None = None
     needed: dict[str, Any] | None = None  # options with which nothing is computed twice: those whose FLOPs count
+    large: bool = False  # takes minutes, so it is measured only where it is asked for
 
     def build(self, device: torch.device | str = "cpu") -> Method:
         """The method with fresh weights that are the same each time."""
@@ -75,9 +80,12 @@ def cases() -> list[Case]:
     cifar10 = Case(
         "ddgan-cifar10", "ddgan", load_recipe("ddgan-cifar10").options, SPECS["cifar10"], 16, Reference(1.09, 3.75)
     )
+    faces = replace(_recipe("ddgan-celebahq256", "celebahq256"), batch=1, large=True)
     return [
         *(_recipe(f"{method}-mnist", "mnist") for method in MNIST),
         Case("ddgan-gray32", "ddgan", GRAY_32, DataSpec("images", 1, 32, 32), 64, Reference(12.4, 40.0)),
         cifar10,
         recomputing(cifar10),
+        faces,
+        recomputing(faces),
     ]

@@ -176,5 +176,11 @@ def die_once(folder: Path) -> None:
     train(quick_plan(snapshots=0), folder, report=report)
 
 
+def train_on_a_machine(folder: Path) -> None:
+    train_known(folder)
+    here = join()
+    print(f"process {here.process_index} of {here.num_processes}, {here.local_process_index} here", flush=True)
+
+
 if __name__ == "__main__":
-    {"all": all_together, "die": die_once}[sys.argv[1]](Path(sys.argv[2]))
+    {"all": all_together, "die": die_once, "machine": train_on_a_machine}[sys.argv[1]](Path(sys.argv[2]))

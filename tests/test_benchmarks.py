@@ -81,6 +81,25 @@ def test_every_recipe_builds(parts: Parts) -> None:
     assert all(case.build().networks() for case in parts.cases.cases() if case.name.endswith("-mnist"))
 
 
+def test_networks_for_256_pixels_are_measured_only_where_asked_for(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = {case.name for case in parts.cases.cases() if case.large}
+    assert large == {"ddgan-celebahq256", "ddgan-celebahq256-recomputing"}
+    asked: list[set[str]] = []
+
+    def run(chosen: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append({case.name for case in chosen})
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(parts.suite, "run", run)
+    for words in ([], ["--only", ",".join(large)]):
+        with pytest.raises(ConfigError, match="enough"):
+            parts.main.main(words)
+    assert "ddgan-cifar10" in asked[0] and not asked[0] & large
+    assert asked[1] == large
+
+
 @pytest.mark.parametrize("name", ["ddgan", "spigan", "stylegan2", "vae"])
 def test_a_dry_run(parts: Parts, name: str) -> None:
     case = toy(parts, name, parts.cases.Reference(2.0, 4.0))

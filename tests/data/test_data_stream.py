@@ -214,6 +214,8 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(server: Server) -> Non
     data = load_data(filled(server), size=8)
     near = load_data(str(server.folder / "*.tar"), size=8, channels=3)
     server.failing = 2
+    assert len(load_data(f"{server.url}/train-00{{1,2}}.tar", size=8)) == 80
+    server.failing = 2
     assert torch.equal(data.batch([1]).x, near.batch([1]).x)
     server.failing = 10**6
     with pytest.raises(TrilemmaError, match="can't be read .*check the network"):
@@ -229,6 +231,13 @@ def test_what_cannot_be_a_stream_is_one_line(server: Server, tmp_path: Path) -> 
     assert "there is nothing at" in error(f"{server.url}/absent.tar", size=8)
     (server.folder / "text.tar").write_text("hello" * 999)
     assert "can't be read as a tar" in error(f"{server.url}/text.tar", size=8)
+    header = tarfile.TarInfo("a.png")
+    header.type, header.size = tarfile.XHDTYPE, 2**25  # more attributes of a file than any has
+    with (server.folder / "long.tar").open("wb") as file:
+        file.write(header.tobuf())
+        file.truncate(2**25 + 2**20)
+    assert "a header of more than 16 MiB" in error(f"{server.url}/long.tar", size=8)
+    assert server.sent < 2**22
     assert "neither a range" in error(f"{server.url}/a-{{1}}.tar", size=8)
     assert "must rise" in error(f"{server.url}/a-{{9..1}}.tar", size=8)
     assert "more than 100,000" in error(f"{server.url}/{{0..9999}}-{{0..9999}}.tar", size=8)

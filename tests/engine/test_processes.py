@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,12 +42,19 @@ SECONDS = 120.0  # after which a job is ended: many times what it takes
 
 def launch(launcher: str, mode: str, folder: Path) -> tuple[int, str, str]:
     """Two processes on this machine's CPU, told of no device: status, what they print, and what they complain of."""
+    return ended(start(launcher, mode, folder))
+
+
+def start(launcher: str, mode: str, folder: Path) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
     environment |= {"PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]), "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"HF_HOME": str(folder.parent / "no-settings")}  # the user's would go before flags
     command = [sys.executable, "-m", *launcher.split(), str(TESTS / "ranks.py"), mode, str(folder)]
     pipe = subprocess.PIPE
-    started = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def ended(started: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
         words, complaints = started.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -84,6 +92,20 @@ def test_two_processes_are_one_with_the_whole_batch(two: Path, one: Path) -> Non
         torch.testing.assert_close(found[key], value, atol=2e-6, rtol=1e-5)
     moved = max(float((value - start[key.removeprefix("denoiser.")]).abs().max()) for key, value in expected.items())
     assert moved > 2e-3
+
+
+def test_two_machines_are_one_with_the_whole_batch(tmp_path: Path, one: Path) -> None:
+    """Two launchers that find each other, with a process each: what a job's machines have, here at one address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = f"--nnodes 2 --nproc-per-node 1 --rdzv-id job --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port}"
+    machines = [start(f"torch.distributed.run {job}", "machine", tmp_path / "run") for _ in range(2)]
+    found = [ended(machine) for machine in machines]
+    assert [status for status, *_ in found] == [0, 0], found[0][2][-3000:]
+    assert sorted(words for _, words, _ in found) == [f"process {rank} of 2, 0 here\n" for rank in range(2)]
+    for key, value in weights(one).items():
+        torch.testing.assert_close(weights(tmp_path / "run" / "model.safetensors")[key], value, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

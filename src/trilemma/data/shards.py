@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, cast
 
 from trilemma.data.folder import Source, make_source
 from trilemma.data.listing import Member, Tar, list_members, read_members
@@ -31,11 +31,12 @@ SCHEMES = ("http", "https", "hf", "s3", "gs", "file")
 THREADS = 16  # transfers at a time: they wait far more than they work
 _WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _BLOCK = 2**16  # bytes a request while headers are read: the next ones of small pictures come with it
+_LONGEST = 2**24  # bytes of a header
 _MOST = 100_000  # shards
 _FORMAT = 1  # of the lists that are kept
 _TAGS = ("ETag", "etag", "blob_id", "Last-Modified", "LastModified", "mtime")  # the first there tells a new shard
-_SECONDS = {"connect": 15.0, "read": 60.0}  # a server that is silent for longer has failed
-T = TypeVar("T")
+_NOTHING = (401, 403, 404, 410)  # a server's answers that no further try will change
+_SECONDS = {"sock_connect": 15.0, "sock_read": 60.0}  # a server that is silent for longer has failed
 
 
 def is_remote(data: str) -> bool:
@@ -69,8 +70,10 @@ class Shard:
     tag: str
 
     def open(self) -> BinaryIO:
-        stream: BinaryIO = self.system.open(self.path, "rb", block_size=_BLOCK, cache_type="readahead", size=self.size)
-        return stream
+        """To read its headers."""
+        options = {"block_size": _BLOCK, "cache_type": "readahead", "size": self.size}
+        stream = _patiently(lambda: self.system.open(self.path, "rb", **options), self.url)
+        return cast(BinaryIO, _Headers(stream, self.url))
 
     def cut(self, start: int, size: int) -> BinaryIO:
         """A part of it. Raises DataError once several tries have failed, or where the shard is another one by now."""
@@ -78,6 +81,30 @@ class Shard:
         if len(content) != size:
             raise DataError(f"{self.url} gave {len(content)} bytes for {size}: it has changed, or its server is broken")
         return io.BytesIO(content)
+
+
+class _Headers(io.BufferedIOBase):
+    """A file far away, of which no piece is read that is too long for a header, whatever one says of itself."""
+
+    def __init__(self, stream: BinaryIO, url: str) -> None:
+        self._stream = stream
+        self._url = url
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LONGEST:
+            raise OSError(f"a header of more than {_LONGEST // 2**20} MiB")
+        content: bytes = _patiently(lambda: self._stream.read(size), self._url)  # what fails leaves its place unmoved
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def spelled(pattern: str) -> Iterator[str]:
@@ -104,38 +131,43 @@ def _choices(inside: str, pattern: str) -> Sequence[str]:
 def _shards(data: str) -> list[Shard]:
     if "::" in data:
         raise ConfigError(f"{data}: give the URL of tars alone, without ::")
-    try:
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-        scheme = data.partition("://")[0]
-        system, _ = url_to_fs(f"{scheme}://", **_options(scheme))
-    except ImportError:
-        raise ConfigError(
-            f"{data} needs a library that is not installed: pip install 'trilemma[hub]', or s3fs for s3://, gcsfs for "
-            "gs://"
-        ) from None
     urls = list(itertools.islice(spelled(data), _MOST + 1))
     if len(urls) > _MOST:
         raise ConfigError(f"{data} spells more than {_MOST:,} shards")
-    if any(sign in data for sign in "*[") and scheme not in ("http", "https"):
-        found = [path for url in urls for path in _patiently(partial(system.glob, system._strip_protocol(url)), url)]
-        urls = [system.unstrip_protocol(path) for path in sorted(map(str, found))]
+    if any(sign in data for sign in "*[") and not data.startswith("http"):  # servers of the web list nothing
+        urls = sorted(found for url in urls for found in _listed(url))
     if not urls:
         raise DataError(f"no shard is called {data}; give the URL of a tar, or a pattern such as x-{{000..127}}.tar")
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(partial(_shard, system), urls))
+        return list(pool.map(_shard, urls))
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    if scheme not in ("http", "https"):
-        return {}
-    from aiohttp import ClientTimeout
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system for a URL, and what it calls it."""
+    try:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-    return {"client_kwargs": {"timeout": ClientTimeout(sock_connect=_SECONDS["connect"], sock_read=_SECONDS["read"])}}
+        options = {}
+        if url.startswith("http"):
+            from aiohttp import ClientTimeout
+
+            options = {"client_kwargs": {"timeout": ClientTimeout(**_SECONDS)}}
+        found: tuple[Any, str] = url_to_fs(url, **options)
+    except ImportError:
+        raise ConfigError(
+            f"{url} needs a library that is not installed: pip install 'trilemma[hub]', or s3fs for s3://, gcsfs for "
+            "gs://"
+        ) from None
+    return found
 
 
-def _shard(system: Any, url: str) -> Shard:
-    path = system._strip_protocol(url)
+def _listed(pattern: str) -> list[str]:
+    system, path = _opened(pattern)
+    return [system.unstrip_protocol(found) for found in _patiently(lambda: system.glob(path), pattern)]
+
+
+def _shard(url: str) -> Shard:
+    system, path = _opened(url)
     info = _patiently(lambda: system.info(path), url)
     if info.get("type") != "file" or not info.get("size") or not info.get("partial", True):
         raise DataError(f"{url} can't be read in parts: its server must serve ranges of bytes; download it instead")
@@ -149,7 +181,7 @@ def _tar(shard: Shard, cache: Path) -> Tar:
     file = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     members = _kept(file, key)
     if members is None:
-        members = _patiently(lambda: read_members(shard.open, shard.url), shard.url)
+        members = read_members(shard.open, shard.url)
         content = json.dumps({"key": key, "members": [astuple(member) for member in members]})
         with contextlib.suppress(RunError):  # a full disk costs the time that this would have saved
             write_atomically(file, lambda temporary: temporary.write_text(content))
@@ -176,9 +208,11 @@ def _patiently(work: Any, url: str) -> Any:
             return work()
         except DataError:
             raise
-        except FileNotFoundError:
-            raise DataError(f"there is nothing at {url}; check the URL") from None
         except Exception as error:  # the network and the libraries that speak to it raise almost anything
+            # fsspec says so of any failure; what lies behind it may be a server that is busy.
+            cause = error.__cause__
+            if isinstance(error, FileNotFoundError) and (cause is None or getattr(cause, "status", 0) in _NOTHING):
+                raise DataError(f"there is nothing at {url}; check the URL") from None
             if wait is None:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise DataError(f"{url} can't be read ({reason}); check the network") from error
