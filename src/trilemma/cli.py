@@ -43,7 +43,7 @@ Train, sample and fairly compare fast generative image models.
   list             methods, recipes and data sets
 
 DATA is digits, mnist, fashion-mnist, cifar10, gaussians, or a folder or zip of images; also prepared images, a .tar or
-.parquet, or hf:NAME.
+.parquet, hf:NAME, or the URL of tars.
 Start with: trilemma race digits      Help for a command: trilemma COMMAND --help
 """
 
@@ -223,7 +223,7 @@ class Data:
     """Look at images before training (check), or decode them once into a folder that is given as DATA (prepare)."""
 
     action: Literal["check", "prepare"]  # what to do
-    data: str  # a folder, zip, .tar or .parquet (or a pattern of these), or hf:NAME[:SPLIT[:COLUMN]]
+    data: str  # a folder, zip, .tar or .parquet (or a pattern of these), hf:NAME[:SPLIT[:COLUMN]], or a URL of tars
     out: Path | None = None  # the folder to write (default: checks/NAME, or prepared/NAME-SIZE)
     labels: Path | None = None  # a CSV (file,label) or JSON of labels (default: one beside the images, or subfolders)
     size: int | None = None  # prepare: pixels a side (default: as they are)

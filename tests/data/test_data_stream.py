@@ -207,7 +207,11 @@ def test_a_broken_picture_is_named_and_the_next_one_stands_for_it(
     data.batch([7])
     assert sum("07.png" in record.getMessage() for record in caplog.records) == 1
     tar(server.folder / "b.tar", {f"{i}.png": b"bad" for i in range(3)})
-    assert "3 images in a row" in error(f"{server.url}/b.tar", size=8)
+    assert "too many images in a row" in error(f"{server.url}/b.tar", size=8)
+    classes = {f"{kind}/{i}.png": png(10 * i + ord(kind)) for i in range(4) for kind in "ab"}
+    tar(server.folder / "c.tar", classes | {"a/3.png": b"no picture"})
+    x = load_data(f"{server.url}/c.tar", size=8).batch(range(8)).x
+    assert torch.equal(x[3], x[0]) and not torch.equal(x[3], x[4])  # of class a as well, and not b/0.png
 
 
 def test_a_network_that_fails_for_a_moment_is_asked_again(server: Server) -> None:

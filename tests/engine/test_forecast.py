@@ -111,7 +111,7 @@ def test_parts_where_the_batch_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp
     assert (found.largest_batch, found.accumulate, found.advice) == (3, 3, ())
     assert any(line.endswith("training.accumulate 3") for line in found.lines())
     other = forecast(tiny_plan("ddgan", images=16, data="gaussians"), tmp_path / "run", seconds=0.0)
-    assert other.accumulate == 1 and "lower training.batch_size" in other.advice[0]
+    assert other.accumulate == 3
 
 
 @pytest.mark.parametrize(("augment", "advised"), [("none", True), ("ada", False), ("diffaugment", False)])

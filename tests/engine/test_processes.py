@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ranks import METHODS, known_plan, penalised, train_known
-from same_run import assert_same_run, quick_plan
+from same_run import assert_same_run
 from tiny import tiny_plan, weights
 from trilemma.augment.diffusion import DiffusionNoiseOptions
 from trilemma.engine import evaluate as evaluation
@@ -32,6 +32,7 @@ from trilemma.engine.processes import Gradients, check_shares, company, restarte
 from trilemma.engine.run import Run
 from trilemma.engine.train import build_method, train
 from trilemma.errors import ConfigError, RunError
+from trilemma.methods import method_names
 from trilemma.types import Sampler
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -171,15 +172,6 @@ def test_parts_of_a_batch_are_consecutive_and_whole() -> None:
     assert [(part.start, part.stop) for part in gradients.parts(2)] == [(0, 1), (1, 2)]
 
 
-def test_a_method_that_needs_its_whole_batch_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ddgan takes its whole batch at once"):
-        quick_plan(accumulate=2)
-    plan = quick_plan()
-    with pytest.raises(ConfigError, match="ddgan takes its whole batch at once"):
-        train(replace(plan, training=replace(plan.training, accumulate=2)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_unequal_shares_are_refused() -> None:
     check_shares(batch_size=8, accumulate=4, processes=2)
     with pytest.raises(ConfigError, match="9 cannot be shared equally by 2 processes: take 8 or 10"):
@@ -192,9 +184,10 @@ def test_unequal_shares_are_refused() -> None:
         check_shares(batch_size=9, accumulate=5, processes=2)
 
 
-def test_accumulation_is_no_other_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", method_names())
+def test_accumulation_is_no_other_training(tmp_path: Path, name: str) -> None:
     """A run may be resumed with another number of parts."""
-    plan = tiny_plan("ddpm", images=8, snapshots=0)
+    plan = tiny_plan(name, images=8, snapshots=0)
     train(plan, tmp_path / "run")
     longer = replace(plan, training=replace(plan.training, accumulate=2), budget=replace(plan.budget, images=16))
     train(longer, tmp_path / "run", resume=True)

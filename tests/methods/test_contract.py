@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -185,3 +189,35 @@ def test_the_distance_to_a_toy_distribution_falls(name: str) -> None:
     for step in range(STEPS):
         method.step(data.batch(torch.randint(0, len(data), (256,))), step / STEPS, lent)
     assert distance() < before / 3
+
+
+@pytest.mark.parametrize("name", sorted({*method_names()} - {"ddpm"}))  # it draws for the whole batch, and has a test
+def test_parts_of_a_batch_count_by_their_size(name: str) -> None:
+    """A batch of the same images twice, in two parts with the same noise, teaches what they teach once."""
+    changes: dict[str, dict[str, Any]] = {
+        "ddgan": {"auxiliary": "energy"},
+        "spigan": {"shared_pass": False},  # in parts it is off
+        "stylegan2": {"path_weight": 0.0},  # the mean length would move twice
+        "diffusion_gan": {"path_weight": 0.0},
+    }
+    x = torch.rand(4, *SPEC.shape, generator=torch.Generator().manual_seed(0))
+    found: list[list[dict[str, torch.Tensor]]] = []
+    for count in (1, 2):
+
+        def parts(n: int, count: int = count) -> Iterator[slice]:
+            for start in range(0, n, n // count):
+                torch.manual_seed(1)
+                yield slice(start, start + n // count)
+
+        method = tiny_method(name, **changes.get(name, {}))
+        lent = replace(tools(method), parts=parts, number=lambda n, count=count: count)  # type: ignore[misc]
+        batch = Batch(x.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last))
+        found.append([])
+        for _ in range(2):  # with lazy penalties and without
+            losses = method.step(batch, 0.5, lent)
+            gradients = {key: weight.grad for key, weight in method.named_parameters() if weight.grad is not None}
+            found[-1].append({**losses, **{key: gradient.clone() for key, gradient in gradients.items()}})
+    for once, twice in zip(*found, strict=True):
+        assert once.keys() == twice.keys() and len(once) > 4
+        for key, value in once.items():
+            torch.testing.assert_close(twice[key], value, msg=lambda words, key=key: f"{key}: {words}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ DRAW = 10_000  # pictures that stand for the whole set where it is scored, or wa
 _DRAW_BYTES = 2**30
 _SEED = 0  # of that draw
 _PIECE = 256  # pictures of it read at a time
-BAD = 100  # pictures in a row that can't be used: then the set can't be
+BAD = 100  # pictures of a class in a row that can't be used: then the set can't be
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ def streamed(source: Source, *, size: int | None, channels: int | None) -> Datas
         x=x,
         labels=None if labels is None else torch.tensor(labels, dtype=torch.int64),
         class_names=tuple(names),
-        digest=stream.digest(source.classes),
+        digest=stream.digest(),
         split=source.split,
         source=f"{source.words}, scored by {len(x):,} of its {len(stream):,} images, drawn from seed {_SEED}",
         skipped=tuple(sorted([*source.skipped, *(f"{shown(path)}: {why}" for path, why in stream.skipped.items())])),
@@ -65,8 +66,8 @@ def streamed(source: Source, *, size: int | None, channels: int | None) -> Datas
 class Stream:
     """uint8 (channels, size, size) of each entry: shorter side resized, centre cropped.
 
-    One that can't be used is named once, in a warning, and the next that can be used stands for it: so a picture's
-    place never depends on another one, and the order stays a function of the position alone.
+    One that can't be used is named once, in a warning, and the next of its class that can be used stands for it: so a
+    picture's place never depends on another one, and the order stays a function of the position alone.
     """
 
     def __init__(self, source: Source, size: int, channels: int) -> None:
@@ -74,6 +75,7 @@ class Stream:
         self.size = size
         self.channels = channels
         self.skipped: dict[str, str] = {}  # path: reason
+        self._classes = source.classes
         self._place = source.place
         self._pool = ThreadPoolExecutor(THREADS)
         self._coming: dict[int, Future[NDArray[np.uint8]]] = {}
@@ -99,23 +101,28 @@ class Stream:
             self._coming[i].cancel()
         self._coming = {i: self._coming.get(i) or self._pool.submit(self._picture, i) for i in wanted}
 
-    def digest(self, classes: Sequence[str] | None) -> str:
+    def digest(self) -> str:
         """sha256 over what tells each picture (its path, size, time and the stamp of its shard), and what is made of
         it: the pictures themselves are too many to be read for this alone."""
         digest = hashlib.sha256(json.dumps([self.channels, self.size]).encode())
         for i, entry in enumerate(self.entries):
-            digest.update(json.dumps([entry.path, entry.stamp, None if classes is None else classes[i]]).encode())
+            digest.update(json.dumps([entry.path, entry.stamp, self._class(i)]).encode())
         return digest.hexdigest()
 
+    def _class(self, i: int) -> str | None:
+        return None if self._classes is None else self._classes[i]
+
     def _picture(self, i: int) -> NDArray[np.uint8]:
-        tries = min(BAD, len(self.entries))
-        for j in range(i, i + tries):
-            entry = self.entries[j % len(self.entries)]
+        n, words = len(self.entries), ""
+        others = (j % n for j in range(i + 1, i + n) if self._class(j % n) == self._class(i))
+        for j in itertools.chain([i], itertools.islice(others, BAD - 1)):
+            entry = self.entries[j]
             picture = read_entry(entry, read_picture, size=self.size, channels=self.channels, expected=None)
             if not isinstance(picture, str):
                 assert picture.pixels is not None  # no size was expected, so none was refused
                 return picture.pixels
+            words = f"{shown(entry.path)} ({picture})"
             if entry.path not in self.skipped:
                 self.skipped[entry.path] = picture
-                _log.warning("passed over %s (%s): the next one stands for it", shown(entry.path), picture)
-        raise DataError(f"{tries} images in a row in {self._place} can't be used, as {shown(entry.path)}: {picture}")
+                _log.warning("passed over %s: the next one stands for it", words)
+        raise DataError(f"too many images in a row in {self._place} can't be used, the last {words}")

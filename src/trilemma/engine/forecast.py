@@ -33,7 +33,6 @@ from trilemma.engine.train import Plan, build_method
 from trilemma.engine.training_flops import TrainingFlops
 from trilemma.errors import ConfigError, RunError
 from trilemma.measure.memory import PeakMemory, free_mib, own_mib
-from trilemma.methods import method_class
 
 SECONDS = 15.0  # of steps that are timed
 WHOLE = 2.0  # times as long for all, but for what is unavoidable: a step, a sample, a checkpoint
@@ -130,7 +129,6 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
     fits = _largest_batch(whole.batch, whole.memory.mib, half, machine)
     if fits is not None:
         fits = max(1, fits // training.accumulate)  # measured in parts already
-    accumulates = method_class(plan.method).accumulates
     missing = fits is not None and fits < images_each
     # One checkpoint more than are kept: the oldest goes when the newest is there.
     disk = (training.keep_checkpoints + 1) * whole.checkpoint + whole.weights + grids * whole.grid
@@ -146,8 +144,8 @@ def forecast(plan: Plan, out: Path, *, seconds: float = SECONDS, steps: int = ST
         disk_mib=disk / _MIB,
         free_mib=_free_mib(out),
         largest_batch=fits,
-        accumulate=math.ceil(images_each / fits) if accumulates and missing and fits is not None else 1,
-        advice=_advice(plan, missing and not accumulates),
+        accumulate=math.ceil(images_each / fits) if missing and fits is not None else 1,
+        advice=_advice(plan),
         left_out=tuple(left.left_out),
     )
 
@@ -325,14 +323,9 @@ def _steps(budget: Budget, each: float, batch: int, flops: float) -> int:
     return max(1, math.ceil(60.0 * budget.minutes / each))
 
 
-def _advice(plan: Plan, too_large: bool) -> tuple[str, ...]:
+def _advice(plan: Plan) -> tuple[str, ...]:
     words = []
     n = len(plan.data)
-    if too_large:
-        words.append(
-            f"{plan.training.batch_size} images do not fit at once: lower training.batch_size or share it among "
-            "processes"
-        )
     if plan.data.spec.kind == "images" and n < SMALL_SET and "discriminator" in vars(plan.options):
         if getattr(plan.options, "augment", None) == "none":
             words.append(

@@ -105,7 +105,13 @@ class Trainer:
         self.optimizers = {name: self.accelerator.prepare(opt) for name, opt in method.optimizers().items()}
         gradients = Gradients(method.networks(), self.accelerator.backward, training.accumulate)
         self.tools = Tools(
-            prepared, self.optimizers, gradients.backward, gradients.parts, self.accelerator.clip_grad_norm_, together
+            prepared,
+            self.optimizers,
+            gradients.backward,
+            gradients.parts,
+            gradients.number,
+            self.accelerator.clip_grad_norm_,
+            together,
         )
         averaged = nn.ModuleDict({name: method.networks()[name] for name in method.averaged})
         self.average = AveragedModel(averaged, multi_avg_fn=self._average_weights)

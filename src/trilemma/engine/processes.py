@@ -145,9 +145,13 @@ class Gradients:
         if self._processes > 1 and not self._held:
             self._average()
 
+    def number(self, n: int) -> int:
+        """Of the parts of n images."""
+        return min(self._count, n)
+
     def parts(self, n: int) -> Iterator[slice]:
         """A batch of n images in consecutive parts, all but equally large; gradients are averaged after the last."""
-        count = min(self._count, n)
+        count = self.number(n)
         bounds = [index * n // count for index in range(count + 1)]
         try:
             for index, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):

@@ -95,7 +95,7 @@ def make_plan(  # noqa: PLR0913
     budget, *_ = all_of(
         lambda: Budget(minutes=minutes, images=images, flops=flops),
         lambda: require(0 <= seed < 2**31, f"seed must be from 0 to 2147483647, not {seed}"),
-        lambda: _check_batch(kind, training, processes),
+        lambda: check_shares(training.batch_size, training.accumulate, processes),
     )
     if isinstance(data, str):
         path = data_path(data)
@@ -168,24 +168,12 @@ def build_method(plan: Plan) -> Method:
     """The plan's method with fresh weights, the same in every process.
 
     Raises:
-        ConfigError: a batch that the processes cannot share, or that the method cannot take in parts.
+        ConfigError: a batch that the processes cannot share, or that has fewer images than parts.
     """
     kind = method_class(plan.method)
-    _check_batch(kind, plan.training, join().num_processes)
+    check_shares(plan.training.batch_size, plan.training.accumulate, join().num_processes)
     torch.manual_seed(plan.seed)
     return kind(plan.options, plan.data.spec)
-
-
-def _check_batch(kind: type[Method], training: Training, processes: int) -> None:
-    """Refuse a batch that the processes cannot share, or that the method cannot take in parts."""
-    whole = (
-        f"training.accumulate {training.accumulate}: {kind.name} takes its whole batch at once, as what its images "
-        "learn from is computed over all of them: leave it at 1 and lower training.batch_size or use more processes"
-    )
-    all_of(
-        lambda: check_shares(training.batch_size, training.accumulate, processes),
-        lambda: require(training.accumulate == 1 or kind.accumulates, whole),
-    )
 
 
 def _found(run: Run, plan: Plan, title: str, resume: bool) -> tuple[bool, bool]:

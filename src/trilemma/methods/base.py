@@ -18,9 +18,15 @@ from torch.optim import Adam, AdamW, Optimizer
 from trilemma.errors import ConfigError
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
 
+Learnt = tuple[Tensor, dict[str, Tensor]]  # a loss, and what there is to tell of it, detached
+
 
 def _whole(n: int) -> Iterable[slice]:
     return (slice(0, n),)
+
+
+def _one(n: int) -> int:
+    return 1
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -34,15 +40,16 @@ class Tools:
     ``networks`` are the method's own, as prepared for the device and the processes at hand: call these for every pass
     whose parameters receive gradients, and the method's own attributes for all other passes. ``backward`` replaces
     ``loss.backward()`` (it scales the loss where precision demands it, and averages the gradients over the processes).
-    ``parts`` cuts a batch of n images into slices; a method with ``accumulates`` learns from one by one, with a
-    ``backward`` for its share of the loss. ``clip`` limits the norm of gradients. ``together`` gives the rows of all
-    processes, from which what they must agree on is computed.
+    ``parts`` cuts a batch of n images into slices, as many as ``number`` says, to learn from one by one, with a
+    ``backward`` for each one's share of the loss (see ``learn_in_parts``). ``clip`` limits the norm of gradients.
+    ``together`` gives the rows of all processes, from which what they must agree on is computed.
     """
 
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
     backward: Callable[[Tensor], None]
     parts: Callable[[int], Iterable[slice]] = _whole
+    number: Callable[[int], int] = _one
     clip: Callable[[Iterable[nn.Parameter], float], object] = torch.nn.utils.clip_grad_norm_
     together: Callable[[Tensor], Tensor] = _alone
 
@@ -64,7 +71,6 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str]  # authors and year
     Options: ClassVar[type[Any]]  # frozen dataclass: the recipe's schema
     averaged: ClassVar[tuple[str, ...]]  # the networks that sample, whose weights the engine averages
-    accumulates: ClassVar[bool] = False  # whether ``step`` learns from a batch in the parts that ``Tools.parts`` names
     entrants: ClassVar[tuple[Entrant, ...]] = (Entrant(),)  # its rows in a race
 
     def __init__(self, options: Any, spec: DataSpec) -> None:
@@ -201,6 +207,30 @@ def _lay_as_weights(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def learn_in_parts(
+    n: int,
+    learn: Callable[[slice], Learnt],
+    optimizers: Sequence[Optimizer],
+    tools: Tools,
+    before_step: Callable[[], object] = lambda: None,
+) -> dict[str, Tensor]:
+    """One step of ``optimizers`` on n images. ``learn`` gives a part's loss and what there is to tell of it, detached;
+    each part counts as its share of the n images. What is told of the whole comes back."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    told: dict[str, Tensor] = {}
+    for part in tools.parts(n):
+        share = (part.stop - part.start) / n
+        loss, found = learn(part)
+        tools.backward(share * loss)
+        for name, value in found.items():
+            told[name] = share * value + told[name] if name in told else share * value
+    before_step()
+    for optimizer in optimizers:
+        optimizer.step()
+    return told
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -21,7 +21,8 @@ Ours, off by default: ``loss = "relativistic"`` compares each fake with the real
 ``r2_gamma`` penalises gradients at fakes too; ``auxiliary`` adds a regression on x_0 to the generator's loss, alone
 for the first ``warm_share`` of the budget: squared error, or the energy score of two samples of G at the same x_t,
 which is smallest for the true q(x_0 | x_t); ``shared_pass`` lets D and G learn from the same chain and the same pass
-through G; ``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
+through G (but not where a batch is worked through in parts, whose passes would all have to be held);
+``judge = "x_0"`` shows D the images x_0 and G(x_{t+1}, z, t), before the posterior's noise covers faults.
 Where ``discriminator.conditional`` is false, D compares the distributions of x_0 alone and it is the energy score that
 ties x_0 to x_{t+1} (a split known from semi-implicit denoising models, Xu et al. 2023). ``grouped_t`` lets D's
 minibatch standard deviation show a G that ignores z at one t: among four different t it cannot. ``energy_share`` and
@@ -45,7 +46,7 @@ from trilemma.maths.gaussian import q_sample_pair, sample_posterior
 from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import DenoisingSchedule, cosine_decay, denoising_schedule
 from trilemma.maths.scoring import energy_score
-from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.methods.base import Entrant, Learnt, Method, Tools, adam, learn_in_parts, set_learning_rate
 from trilemma.networks.discriminators import shared_group, std_group
 from trilemma.networks.options import (
     DiscriminatorOptions,
@@ -131,6 +132,14 @@ class Chain(NamedTuple):
         return logits
 
 
+class Made(NamedTuple):
+    """A chain, the fakes that D judges, and the x_0 they were drawn around."""
+
+    chain: Chain
+    fake: Tensor
+    x_0_pred: Tensor
+
+
 class DDGAN(Method):
     """Denoising diffusion GAN, any number of steps from 1 up."""
 
@@ -169,17 +178,12 @@ class DDGAN(Method):
         for name, lr in (("generator", options.lr_g), ("discriminator", options.lr_d)):
             set_learning_rate(tools.optimizers[name], rise * cosine_decay(lr, options.final_lr, progress))
         losses: dict[str, Tensor] = {}
-        chain = self._draw_chain(batch.x)
         made = None
         if progress >= options.warm_share:
-            if options.shared_pass:
-                made = self._denoise(tools.networks["generator"], chain)
-            with torch.no_grad():
-                fake = (made or self._denoise(self.generator, chain))[0]
-            losses |= self._discriminator_step(chain, fake.detach(), tools)
-            if not options.shared_pass:
-                chain = self._draw_chain(batch.x)
-        losses |= self._generator_step(chain, made, progress, tools)
+            if options.shared_pass and tools.number(len(batch.x)) == 1:  # parts would all have to be held
+                made = self._make(tools.networks["generator"], batch.x)
+            losses |= self._discriminator_step(batch.x, made, tools)
+        losses |= self._generator_step(batch.x, made, progress, tools)
         self.steps_done += 1
         return losses
 
@@ -213,6 +217,10 @@ class DDGAN(Method):
         weights = odds ** torch.arange(num_timesteps, device=device)
         return torch.multinomial(weights, n // group, replacement=True).repeat(group)
 
+    def _make(self, generator: nn.Module, x_0: Tensor) -> Made:
+        chain = self._draw_chain(x_0)
+        return Made(chain, *self._denoise(generator, chain))
+
     def _denoise(self, generator: nn.Module, chain: Chain) -> tuple[Tensor, Tensor]:
         """The fake that D judges, and the x_0 it was drawn around."""
         z = torch.randn(len(chain.t), self.nz, device=chain.x_next.device)
@@ -223,10 +231,20 @@ class DDGAN(Method):
         schedule = self._schedule_on(chain.x_next.device)
         return sample_posterior(schedule, x_0_pred, chain.x_next, chain.t, noise), x_0_pred
 
-    def _discriminator_step(self, chain: Chain, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
-        options, discriminator = self.options, tools.networks["discriminator"]
+    def _discriminator_step(self, x_0: Tensor, made: Made | None, tools: Tools) -> dict[str, Tensor]:
+        """``made`` of all of x_0; where it is None, it is made part by part."""
+
+        def learn(part: slice) -> Learnt:
+            with torch.no_grad():
+                chain, fake, _ = made or self._make(self.generator, x_0[part])
+            return self._discriminator_loss(chain, fake.detach(), tools.networks["discriminator"])
+
+        return learn_in_parts(len(x_0), learn, [tools.optimizers["discriminator"]], tools)
+
+    def _discriminator_loss(self, chain: Chain, fake: Tensor, discriminator: nn.Module) -> Learnt:
+        options = self.options
         due = self.steps_done % options.lazy_reg == 0
-        loss, losses = adversarial.discriminator_objective(
+        return adversarial.discriminator_objective(
             discriminator,
             chain.real,
             fake[: len(chain.real)],
@@ -236,17 +254,17 @@ class DDGAN(Method):
             r1_gamma=options.r1_gamma if due else 0.0,
             r2_gamma=options.r2_gamma if due else 0.0,
         )
-        optimizer = tools.optimizers["discriminator"]
-        optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
-        optimizer.step()
-        return losses
 
-    def _generator_step(
-        self, chain: Chain, made: tuple[Tensor, Tensor] | None, progress: float, tools: Tools
-    ) -> dict[str, Tensor]:
-        options = self.options
-        fake, x_0_pred = made or self._denoise(tools.networks["generator"], chain)
+    def _generator_step(self, x_0: Tensor, made: Made | None, progress: float, tools: Tools) -> dict[str, Tensor]:
+        """``made`` as for D."""
+
+        def learn(part: slice) -> Learnt:
+            return self._generator_loss(made or self._make(tools.networks["generator"], x_0[part]), progress)
+
+        return learn_in_parts(len(x_0), learn, [tools.optimizers["generator"]], tools)
+
+    def _generator_loss(self, made: Made, progress: float) -> Learnt:
+        options, (chain, fake, x_0_pred) = self.options, made
         losses: dict[str, Tensor] = {}
         total = fake.new_zeros(())
         if progress >= options.warm_share:
@@ -264,12 +282,7 @@ class DDGAN(Method):
             error = self._auxiliary(chain, x_0_pred)
             weight = options.auxiliary_weight + progress * (options.final_auxiliary_weight - options.auxiliary_weight)
             total, losses["auxiliary"] = total + weight * error, error.detach()
-
-        optimizer = tools.optimizers["generator"]
-        optimizer.zero_grad(set_to_none=True)
-        tools.backward(total)
-        optimizer.step()
-        return losses
+        return total, losses
 
     def _auxiliary(self, chain: Chain, x_0_pred: Tensor) -> Tensor:
         if self.options.auxiliary == "mse":

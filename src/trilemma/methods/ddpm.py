@@ -25,7 +25,7 @@ from trilemma.errors import ConfigError
 from trilemma.maths.gaussian import add_noise, ddim_step, ddim_timesteps, ddpm_step
 from trilemma.maths.noise import SeedNoise
 from trilemma.maths.schedules import NoiseSchedule, cosine_decay, linear_schedule
-from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.methods.base import Entrant, Learnt, Method, Tools, adam, learn_in_parts, set_learning_rate
 from trilemma.networks.options import PointOptions, UNetOptions, build_denoiser
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
 
@@ -64,7 +64,6 @@ class DDPM(Method):
     paper = "Ho et al. 2020"
     Options = DDPMOptions
     averaged = ("denoiser",)
-    accumulates = True  # the loss is a mean over images, none of which sees another
     entrants = (Entrant(samplers=(Sampler(), Sampler(steps=50))),)
     options: DDPMOptions
 
@@ -96,18 +95,18 @@ class DDPM(Method):
         x_0 = batch.x
         t, eps = self._draw(x_0)
         x_t = add_noise(self._schedule_on(x_0.device), x_0, t, eps)
-        optimizer.zero_grad(set_to_none=True)
-        total = x_0.new_zeros(())
-        for part in tools.parts(len(x_0)):
+
+        def learn(part: slice) -> Learnt:
             loss = F.mse_loss(tools.networks["denoiser"](x_t[part], t[part]), eps[part])
-            loss = loss * (len(eps[part]) / len(eps))
-            tools.backward(loss)
-            total += loss.detach()
-        if options.clip_gradient > 0:
-            tools.clip(self.denoiser.parameters(), options.clip_gradient)
-        optimizer.step()
+            return loss, {"loss": loss.detach()}
+
+        def clip() -> None:
+            if options.clip_gradient > 0:
+                tools.clip(self.denoiser.parameters(), options.clip_gradient)
+
+        losses = learn_in_parts(len(x_0), learn, [optimizer], tools, clip)
         self.steps_done += 1
-        return {"loss": total}
+        return losses
 
     def _schedule_on(self, device: torch.device) -> NoiseSchedule:
         """The schedule, which stays where it was wanted last: moving it makes the host wait for the device."""

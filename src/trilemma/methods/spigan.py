@@ -37,7 +37,7 @@ from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
 from trilemma.maths.scoring import energy_distance
 from trilemma.maths.straight_path import draw_u, interpolate, prior_std
-from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.methods.base import Entrant, Learnt, Method, Tools, adam, learn_in_parts, set_learning_rate
 from trilemma.networks.discriminators import shared_group
 from trilemma.networks.embeddings import timestep_embedding
 from trilemma.networks.mapping import MappingOptions, NODEMapping
@@ -104,6 +104,14 @@ class Path(NamedTuple):
     real: Tensor
 
 
+class Made(NamedTuple):
+    """Points of the path, the fakes among them that D judges, and what G made: the same, or x_0."""
+
+    path: Path
+    fake: Tensor
+    images: Tensor
+
+
 PAPER = {
     "path": "generated",
     "jump": False,
@@ -162,17 +170,11 @@ class SPIGAN(Method):
         for name, lr in self._rates().items():
             decayed = cosine_decay(lr, options.final_share * lr, progress)
             set_learning_rate(tools.optimizers[name], rise * decayed)
-        path = self._draw_path(batch.x)
-        if options.shared_pass:
-            fake, made = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
-        else:
-            with torch.no_grad():
-                fake, made = self._generate(path, self.mapping, self.generator)
-        losses = self._discriminator_step(path, fake.detach(), tools)
-        if not options.shared_pass:
-            path = self._draw_path(batch.x)
-            fake, made = self._generate(path, tools.networks["mapping"], tools.networks["generator"])
-        losses |= self._generator_step(path, fake, made, tools)
+        shared = None
+        if options.shared_pass and tools.number(len(batch.x)) == 1:  # parts would all have to be held
+            shared = self._make(batch.x, tools.networks["mapping"], tools.networks["generator"])
+        losses = self._discriminator_step(batch.x, shared, tools)
+        losses |= self._generator_step(batch.x, shared, tools)
         self.steps_done += 1
         return losses
 
@@ -180,6 +182,10 @@ class SPIGAN(Method):
         x_T = self.sigma * torch.randn_like(x_0)
         u = draw_u(len(x_0), x_0.device, u_min=self.options.u_min, power=self.options.u_power)
         return Path(x_0, x_T, u, interpolate(x_0, x_T, u))
+
+    def _make(self, x_0: Tensor, mapping: nn.Module, generator: nn.Module) -> Made:
+        path = self._draw_path(x_0)
+        return Made(path, *self._generate(path, mapping, generator))
 
     def _generate(self, path: Path, mapping: nn.Module, generator: nn.Module) -> tuple[Tensor, Tensor]:
         """i'(u), and what G made for it: the same, or x_0."""
@@ -190,10 +196,20 @@ class SPIGAN(Method):
         logits: Tensor = discriminator(i_u, timestep_embedding(1000.0 * u, self.options.u_embedding).to(i_u.dtype))
         return logits
 
-    def _discriminator_step(self, path: Path, fake: Tensor, tools: Tools) -> dict[str, Tensor]:
-        options, discriminator = self.options, tools.networks["discriminator"]
+    def _discriminator_step(self, x_0: Tensor, shared: Made | None, tools: Tools) -> dict[str, Tensor]:
+        """``shared``: made of all of x_0; where it is None, it is made part by part."""
+
+        def learn(part: slice) -> Learnt:
+            with torch.no_grad():
+                path, fake, _ = shared or self._make(x_0[part], self.mapping, self.generator)
+            return self._discriminator_loss(path, fake.detach(), tools.networks["discriminator"])
+
+        return learn_in_parts(len(x_0), learn, [tools.optimizers["discriminator"]], tools)
+
+    def _discriminator_loss(self, path: Path, fake: Tensor, discriminator: nn.Module) -> Learnt:
+        options = self.options
         due = self.steps_done % options.lazy_reg == 0
-        loss, losses = adversarial.discriminator_objective(
+        return adversarial.discriminator_objective(
             partial(self._judge, discriminator),
             path.real,
             fake,
@@ -203,14 +219,18 @@ class SPIGAN(Method):
             r1_gamma=options.r1_gamma if due else 0.0,
             r2_gamma=options.r2_gamma if due else 0.0,
         )
-        optimizer = tools.optimizers["discriminator"]
-        optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
-        optimizer.step()
-        return losses
 
-    def _generator_step(self, path: Path, fake: Tensor, made: Tensor, tools: Tools) -> dict[str, Tensor]:
-        options = self.options
+    def _generator_step(self, x_0: Tensor, shared: Made | None, tools: Tools) -> dict[str, Tensor]:
+        """``shared`` as for D."""
+
+        def learn(part: slice) -> Learnt:
+            networks = tools.networks["mapping"], tools.networks["generator"]
+            return self._generator_loss(shared or self._make(x_0[part], *networks))
+
+        return learn_in_parts(len(x_0), learn, [tools.optimizers[name] for name in ("mapping", "generator")], tools)
+
+    def _generator_loss(self, made: Made) -> Learnt:
+        options, (path, fake, images) = self.options, made
         # D's own parameters need no gradient here: it is the method's module that is called, not the prepared one.
         self.discriminator.requires_grad_(False)
         fake_logits = self._judge(self.discriminator, fake, path.u)
@@ -224,17 +244,11 @@ class SPIGAN(Method):
         if options.energy_weight > 0:
             # Points of the path share their noise one by one; the x_0 that G makes and the data's share nothing.
             if options.path == "generated":
-                energy = energy_distance(made, path.real.detach(), paired=True)
+                energy = energy_distance(images, path.real.detach(), paired=True)
             else:
-                energy = energy_distance(made, path.x_0)
+                energy = energy_distance(images, path.x_0)
             loss, losses["energy"] = loss + options.energy_weight * energy, energy.detach()
-        optimizers = [tools.optimizers[name] for name in ("mapping", "generator")]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
-        for optimizer in optimizers:
-            optimizer.step()
-        return losses
+        return loss, losses
 
     def extra_state(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done}

@@ -35,7 +35,7 @@ from trilemma.errors import nearest
 from trilemma.maths import adversarial
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
-from trilemma.methods.base import Entrant, Method, Tools, adam, set_learning_rate
+from trilemma.methods.base import Entrant, Learnt, Method, Tools, adam, learn_in_parts, set_learning_rate
 from trilemma.networks.discriminators import shared_group
 from trilemma.networks.options import (
     CriticOptions,
@@ -123,6 +123,10 @@ class Draw(NamedTuple):
     cutoff: int = 0
 
 
+def _of(labels: Tensor | None, part: slice) -> Tensor | None:
+    return None if labels is None else labels[part]
+
+
 class StyleGAN2(Method):
     """Style-based GAN."""
 
@@ -196,37 +200,53 @@ class StyleGAN2(Method):
         self._set_rates(progress, tools)
         x, c = batch.x, self._one_hot(batch.labels)
         n = len(x)
+        fakes: list[Tensor] = []  # for D, where it learns from the same pass through G
+
+        def deceive(part: slice) -> Learnt:
+            labels = _of(c, part)
+            fake = self._generate(self._draw(part.stop - part.start, labels), tools.networks["generator"])
+            fakes.append(fake.detach())
+            loss = adversarial.generator_loss(self.judge(self.discriminator, fake, labels))
+            return loss, {"g_loss": loss.detach()}
+
+        def even_out(part: slice) -> Learnt:
+            draw = self._draw(part.stop - part.start, _of(c, part))
+            penalty = self.path_penalty(draw, torch.randn_like(x[part]), tools)
+            return options.path_weight * options.path_every * penalty, {"path": penalty.detach()}
 
         self.discriminator.requires_grad_(False)
-        fake = self._generate(self._draw(n, c), tools.networks["generator"])
-        g_loss = adversarial.generator_loss(self.judge(self.discriminator, fake, c))
-        self._update("generator", g_loss, tools)
-        losses = {"g_loss": g_loss.detach()}
+        losses = learn_in_parts(n, deceive, [tools.optimizers["generator"]], tools)
         if options.path_weight > 0 and self.steps_done % options.path_every == 0:
-            part = max(1, n // options.path_batch_shrink)
-            draw = self._draw(part, None if c is None else c[:part])
-            penalty = self.path_penalty(draw, torch.randn_like(x[:part]), tools)
-            self._update("generator", options.path_weight * options.path_every * penalty, tools)
-            losses["path"] = penalty.detach()
+            few = max(1, n // options.path_batch_shrink)
+            losses |= learn_in_parts(few, even_out, [tools.optimizers["generator"]], tools)
         self.discriminator.requires_grad_(True)
 
-        if not options.shared_pass:
-            with torch.no_grad():
-                fake = self._generate(self._draw(n, c), self.generator)
         discriminator = tools.networks["discriminator"]
-        labels, group = () if c is None else (c,), shared_group(self.discriminator, n)
-        judge = partial(self.judge, discriminator)
-        real_logits, fake_logits = adversarial.logits_of_both(judge, x, fake.detach(), *labels, group=group)
-        d_loss = adversarial.discriminator_loss(real_logits, fake_logits)
-        self._update("discriminator", d_loss, tools)
-        losses["d_loss"] = d_loss.detach()
-        if options.r1_gamma > 0 and self.steps_done % options.lazy_reg == 0:
-            real = x.detach().requires_grad_(True)
-            penalty = adversarial.gradient_penalty(self.judge(discriminator, real, c), real, options.r1_gamma)
-            self._update("discriminator", options.lazy_reg * penalty, tools)
-            losses["r1"] = penalty.detach()
+        judge, seen = partial(self.judge, discriminator), list[Tensor]()
 
-        losses |= self.adapt(tools.together(real_logits.detach()))
+        def tell_apart(part: slice) -> Learnt:
+            labels, count = _of(c, part), part.stop - part.start
+            if options.shared_pass:
+                fake = fakes.pop(0)
+            else:
+                with torch.no_grad():
+                    fake = self._generate(self._draw(count, labels), self.generator)
+            told, group = () if labels is None else (labels,), shared_group(self.discriminator, count)
+            real_logits, fake_logits = adversarial.logits_of_both(judge, x[part], fake, *told, group=group)
+            seen.append(real_logits.detach())
+            loss = adversarial.discriminator_loss(real_logits, fake_logits)
+            return loss, {"d_loss": loss.detach()}
+
+        def stay_flat(part: slice) -> Learnt:
+            real = x[part].detach().requires_grad_(True)
+            penalty = adversarial.gradient_penalty(judge(real, _of(c, part)), real, options.r1_gamma)
+            return options.lazy_reg * penalty, {"r1": penalty.detach()}
+
+        losses |= learn_in_parts(n, tell_apart, [tools.optimizers["discriminator"]], tools)
+        if options.r1_gamma > 0 and self.steps_done % options.lazy_reg == 0:
+            losses |= learn_in_parts(n, stay_flat, [tools.optimizers["discriminator"]], tools)
+
+        losses |= self.adapt(tools.together(torch.cat(seen)))
         if (average := self.generator.mapping.w_avg) is not None:  # of the latents of all processes
             average.copy_(tools.together(average[None]).mean(dim=0))
         self.steps_done += 1
@@ -251,7 +271,7 @@ class StyleGAN2(Method):
     def path_penalty(self, draw: Draw, y: Tensor, tools: Tools) -> Tensor:
         """R_path of the paper's equation 4; the running mean counts this batch already, and gradients pass through.
 
-        Each process is held to its own, and goes on from the mean of all.
+        Each process is held to its own, and goes on from the mean of all; each part of a batch from the part before.
         """
         images, ws = self._generate(draw, tools.networks["generator"], with_ws=True)
         lengths = adversarial.path_lengths(images, ws, y)
@@ -269,12 +289,6 @@ class StyleGAN2(Method):
         if self.options.style_mixing == 0.0 or layers < 2 or torch.rand(()) >= self.options.style_mixing:
             return Draw(z, c)
         return Draw(z, c, torch.randn_like(z), int(torch.randint(1, layers, ())))
-
-    def _update(self, name: str, loss: Tensor, tools: Tools) -> None:
-        optimizer = tools.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
-        optimizer.step()
 
     def _set_rates(self, progress: float, tools: Tools) -> None:
         options = self.options

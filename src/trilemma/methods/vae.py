@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from trilemma.config import require_all
 from trilemma.maths.noise import SeedNoise, great_circle
 from trilemma.maths.schedules import cosine_decay
-from trilemma.methods.base import Method, Tools, adam, set_learning_rate
+from trilemma.methods.base import Learnt, Method, Tools, adam, learn_in_parts, set_learning_rate
 from trilemma.networks.autoencoder import AutoencoderOptions, build_autoencoder
 from trilemma.networks.options import PointOptions
 from trilemma.types import Batch, DataSpec, Sampler, SampleResult
@@ -115,24 +115,27 @@ class VAE(Method):
         rise = min(1.0, (self.steps_done + 1) / max(1, options.warmup_steps))
         set_learning_rate(optimizer, rise * cosine_decay(options.learning_rate, options.final_learning_rate, progress))
 
-        x = batch.x
-        mean, log_var = tools.networks["encoder"](x)
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
-        mse = (x - tools.networks["decoder"](z)).square().mean()
-        variance = self._variance(mse)
-        reconstruction = gaussian_nll(mse, variance)
-        kl = kl_to_prior(mean, log_var).mean() / math.prod(self.spec.shape)
         beta = options.beta * (min(1.0, progress / options.beta_warmup) if options.beta_warmup > 0 else 1.0)
-        loss = reconstruction + beta * kl
 
-        optimizer.zero_grad(set_to_none=True)
-        tools.backward(loss)
-        if options.clip_gradient > 0:
-            tools.clip(self._weights(), options.clip_gradient)
-        optimizer.step()
+        def learn(part: slice) -> Learnt:
+            x = batch.x[part]
+            mean, log_var = tools.networks["encoder"](x)
+            z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+            mse = (x - tools.networks["decoder"](z)).square().mean()
+            variance = self._variance(mse)
+            reconstruction = gaussian_nll(mse, variance)
+            kl = kl_to_prior(mean, log_var).mean() / math.prod(self.spec.shape)
+            loss = reconstruction + beta * kl
+            found = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "sigma": variance.sqrt()}
+            return loss, {name: value.detach() for name, value in found.items()}
+
+        def clip() -> None:
+            if options.clip_gradient > 0:
+                tools.clip(self._weights(), options.clip_gradient)
+
+        losses = learn_in_parts(len(batch.x), learn, [optimizer], tools, clip)
         self.steps_done += 1
-        parts = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "sigma": variance.sqrt()}
-        return {name: value.detach() for name, value in parts.items()}
+        return losses
 
     def _variance(self, mse: Tensor) -> Tensor:
         """sigma^2, without a gradient."""
