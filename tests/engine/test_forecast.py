@@ -117,9 +117,9 @@ def test_parts_where_the_batch_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(("augment", "advised"), [("none", True), ("ada", False), ("diffaugment", False)])
 def test_augmentation_is_advised_for_few_images(augment: str, advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(tiny_plan("stylegan2"), options=tiny_options("stylegan2", augment=augment))
-    assert any("--options.augment ada" in words for words in module._advice(plan, False)) == advised
+    assert any("--options.augment ada" in words for words in module._advice(plan)) == advised
     monkeypatch.setattr(module, "SMALL_SET", 100)
-    assert module._advice(plan, False) == ()
+    assert module._advice(plan) == ()
 
 
 def test_a_budget_of_flops_is_spent_by_as_many_steps(tmp_path: Path) -> None:
