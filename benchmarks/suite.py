@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import REFERENCE_ROOFLINE, Case
+from benchmarks.steps import time_by_kind
 from trilemma.engine.export import program
 from trilemma.errors import TrilemmaError
 from trilemma.maths.noise import SeedNoise, give_noise
@@ -141,29 +142,6 @@ def training(case: Case, trainer: Trainer, flops: float, roofline: Roofline, set
         seconds += share * timing.quantile(0.5)
         repeats = min(repeats, len(timing.seconds))
     return row(case.name, "train", case.batch, seconds, repeats, flops, roofline)
-
-
-KINDS = {  # of operations, by what their names hold; the first that fits
-    "convolution, backward": ("convolution_backward",),
-    "convolution": ("convolution", "conv2d"),
-    "attention": ("attention",),
-    "matrix product": ("::mm", "::addmm", "::bmm", "::baddbmm"),
-    "optimiser": ("adam", "Optimizer."),
-    "sum": ("::sum", "::mean"),
-}
-
-
-def time_by_kind(trainer: Trainer) -> dict[str, float]:
-    """Shares of a step without lazy penalties that go into each kind of operation, most first; all else is passes over
-    memory and Python. On a CPU."""
-    done = max(trainer.kinds(), key=lambda kind: trainer.kinds()[kind])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        trainer.step(done)
-    spent: Counter[str] = Counter()
-    for event in profile.key_averages():
-        kind = next((kind for kind, signs in KINDS.items() if any(sign in event.key for sign in signs)), "other")
-        spent[kind] += event.self_cpu_time_total
-    return {kind: time / spent.total() for kind, time in spent.most_common()}
 
 
 def training_memory(trainer: Trainer, device: torch.device) -> dict[str, Any]:

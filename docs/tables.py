@@ -5,8 +5,9 @@
 
 Between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->`` goes the table of the runs in docs/results/NAME, and
 between ``<!-- trials:NAME -->`` and ``<!-- /trials:NAME -->`` how the quick scores of those runs went in training. In
-place of these words, ``speed`` puts the speeds in benchmarks/results/NAME.json, ``kinds`` where their time goes, and
-``int8`` what benchmarks/results/int8-NAME.json says of eight bits.
+place of these words, ``speed`` puts the speeds in benchmarks/results/NAME.json, ``kinds`` where their time goes,
+``int8`` what benchmarks/results/int8-NAME.json says of eight bits, and ``versus`` what versus-NAME.json says of an
+earlier version.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trilemma.comparison import markdown_table, read_rows
 DOCS = Path(__file__).resolve().parent
 PAGES = (DOCS.parent / "README.md", DOCS / "recipes.md", DOCS / "speed.md")
 SPEEDS = DOCS.parent / "benchmarks" / "results"
-SPOT = re.compile(r"(<!-- (results|trials|speed|kinds|int8):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
+SPOT = re.compile(r"(<!-- (results|trials|speed|kinds|int8|versus):([\w-]+) -->\n).*?(<!-- /\2:\3 -->)", re.DOTALL)
 
 
 def results_table(folder: Path) -> str:
@@ -105,13 +106,32 @@ def int8_table(file: Path) -> str:
     return _drawn(lines)
 
 
+def versus_table(file: Path) -> str:
+    """Training steps before and after, and where their time went."""
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    kinds = dict.fromkeys(kind for row in rows for kind in row["after"]["time_by_kind"])
+    lines = [["network", "ms a step", "times as fast", "in the rounds", *(f"ms: {kind}" for kind in kinds)]]
+    for row in rows:
+        before, after = row["before"], row["after"]
+        lowest, highest = row["of_the_rounds"]
+        spent = [
+            f"{1e3 * before['seconds'] * before['time_by_kind'].get(kind, 0):.1f} → "
+            f"{1e3 * after['seconds'] * after['time_by_kind'].get(kind, 0):.1f}"
+            for kind in kinds
+        ]
+        times = f"{1e3 * before['seconds']:.1f} → {1e3 * after['seconds']:.1f}"
+        ratio, seen = f"{row['times_as_fast']:.2f}", f"{lowest:.2f} to {highest:.2f}"
+        lines.append([f"`{row['case']}`", times, ratio, seen, *spent])
+    return _drawn(lines)
+
+
 def filled(text: str) -> str:
     """A page's text with every table made anew."""
-    measured = {"speed": speed_table, "kinds": kinds_table, "int8": int8_table}
+    measured = {"speed": speed_table, "kinds": kinds_table, "int8": int8_table, "versus": versus_table}
 
     def table(match: re.Match[str]) -> str:
         if match[2] in measured:
-            name = f"int8-{match[3]}" if match[2] == "int8" else match[3]
+            name = f"{match[2]}-{match[3]}" if match[2] in ("int8", "versus") else match[3]
             made = measured[match[2]](SPEEDS / f"{name}.json")
         else:
             make = results_table if match[2] == "results" else trials_table

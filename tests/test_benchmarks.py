@@ -36,6 +36,7 @@ class Parts:
     growth: ModuleType
     int8: ModuleType
     suite: ModuleType
+    versus: ModuleType
     main: ModuleType
 
 
@@ -47,10 +48,11 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     import benchmarks.growth
     import benchmarks.int8
     import benchmarks.suite
+    import benchmarks.versus
 
     found = Parts()
     found.cases, found.suite, found.main = benchmarks.cases, benchmarks.suite, benchmarks.__main__
-    found.growth, found.int8 = benchmarks.growth, benchmarks.int8
+    found.growth, found.int8, found.versus = benchmarks.growth, benchmarks.int8, benchmarks.versus
     monkeypatch.setattr(found.growth, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_convolution", lambda *_, **__: 1e9)
@@ -342,3 +344,38 @@ def test_eight_bits_are_scored_and_timed(
     assert row["scores"] == {"fid": {"float32": 2.0, "int8": 2.5}, "recall": {"float32": 0.5, "int8": 0.25}}
     assert list(row["images_per_second"]) == ["pytorch", "exported"] and min(row["images_per_second"].values()) > 0
     assert "int8-here.json" in capsys.readouterr().out
+
+
+def test_an_earlier_version_is_measured_in_turns(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    seconds = iter([4.0, 1.0, 6.0, 3.0, 2.0, 2.0])  # before and after, in three rounds
+
+    def steps(folder: Path, names: str, limit: float) -> Any:
+        asked.append(folder == ROOT)
+        row = {"batch": 8, "seconds": next(seconds), "time_by_kind": {"other": 1.0}}
+        return {names: row} if folder == ROOT else {names: row, "gone": row}
+
+    asked: list[bool] = []
+    monkeypatch.setattr(parts.versus, "RESULTS", tmp_path)
+    monkeypatch.setattr(parts.versus, "unpack", lambda commit, folder: None)
+    monkeypatch.setattr(parts.versus, "steps", steps)
+    parts.versus.main(["v1", "--only", "toy", "--rounds", "3", "--name", "here"])
+    assert asked == [False, True] * 3
+    [row] = json.loads((tmp_path / "versus-here.json").read_text())["rows"]
+    assert (row["case"], row["before"]["seconds"], row["after"]["seconds"]) == ("toy", 4.0, 2.0)
+    assert (row["times_as_fast"], row["of_the_rounds"]) == (2.0, [1.0, 4.0])
+    assert "1.00 to 4.00" in capsys.readouterr().out
+
+
+def test_the_steps_of_a_folder_are_timed(parts: Parts) -> None:
+    found = parts.versus.steps(ROOT, "vae-mnist", 0.0)
+    assert found.keys() == {"vae-mnist"}
+    assert found["vae-mnist"]["seconds"] > 0
+    assert sum(found["vae-mnist"]["time_by_kind"].values()) == pytest.approx(1.0)
+
+
+def test_a_commit_that_is_not_there_is_named(parts: Parts, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-commit: .*; name a commit"):
+        parts.versus.unpack("no-such-commit", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -65,6 +65,7 @@ class Race:
     data_root: Path | None = None  # where torchvision's data sets are or go (default: a cache folder)
     extractor: str | None = None  # of the scores: digits, inception, dinov2, clip or a file (default: by the data)
     extractor_weights: Path | None = None  # Inception weights from a file
+    processes: int = 1  # of this machine, that share the work: one for each GPU, or the cores of a CPU
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Train:
     tracker: str | None = None  # an accelerate tracker: tensorboard, wandb, mlflow, ...
     data_root: Path | None = None  # where torchvision's data sets are or go
     forecast: bool = False  # half a minute: say what time, memory and disk the training would take, and train nothing
+    processes: int = 1  # of this machine, that share the work: one for each GPU, or the cores of a CPU
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Sample:
     u: str | None = None  # spigan: draw these points of the path, one row a sample: 0,0.25,0.5,0.75,1
     interpolate: str | None = None  # walk from sample A to sample B through the latent space: A,B
     batch_size: str = "100"  # images made at a time; auto: what is fastest here and fits the memory
+    processes: int = 1  # of this machine, that share the work: one for each GPU, or the cores of a CPU
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class Evaluate:
     name: str | None = None  # images: what the row is called (default: the file's or folder's name)
     out: Path | None = None  # images: the folder for the scores (default: runs/NAME)
     size: int | None = None  # images: bring them and the reference to this many pixels a side
+    processes: int = 1  # of this machine, that share the work: one for each GPU, or the cores of a CPU
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in COMMANDS:
             raise nearest("command", name, COMMANDS)
         command = _parse_train(arguments[1:]) if name == "train" else parse(COMMANDS[name], name, arguments[1:])
+        processes = getattr(command, "processes", 1)
+        if processes != 1 and "LOCAL_RANK" not in os.environ:  # those that are started come here again
+            from trilemma.engine.launch import launch
+
+            sys.exit(launch(arguments, processes))
         from trilemma import commands
 
         getattr(commands, f"run_{name.replace('-', '_')}")(command)
