@@ -56,6 +56,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     stand_in = SimpleNamespace(**{f"run_{command.replace('-', '_')}": seen.append for command in cli.COMMANDS})
     monkeypatch.setitem(sys.modules, "trilemma.commands", stand_in)
     monkeypatch.setattr(trilemma, "commands", stand_in, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as in a process that --processes has started: it starts no others
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
         for body in blocks(page, "toml"):

@@ -106,11 +106,16 @@ class Difference:
     odd: tuple[int, ...] = ()
     means: str = ""
 
+    @property
+    def has_norm(self) -> bool:
+        """Whether more than half of the rows share one value."""
+        return 2 * len(self.odd) < sum(len(who) for _, who in self.values)
+
     def sentence(self) -> str:
         """One line: the condition, what can't be compared, and who has which value."""
         spoilt = {
             "quality": "quality and coverage scores cannot be ranked",
-            "speed": "times cannot be ranked",
+            "speed": "times are ranked among most rows alone" if self.has_norm else "times cannot be ranked",
             "training": "neither the same images nor the same seconds of training",
         }[self.affects]
         return f"{self.name} differs, {self.means or spoilt}: {'; '.join(self.told())}"
@@ -428,6 +433,18 @@ def _is_trained(row: Row) -> bool:
     return row.training_images is not None or row.training_seconds is not None
 
 
+def rankable(rows: Sequence[Row], affects: Affects, unequal: Sequence[Difference]) -> set[int]:
+    """The rows whose scores of that kind may be ranked: all on equal terms.
+
+    Where terms of quality differ, none: the rows were forced together. Where terms of speed do, those that are on the
+    terms of more than half the rows, so that one row from another machine does not silence the others.
+    """
+    spoilt = [difference for difference in unequal if difference.affects == affects]
+    if spoilt and (affects != "speed" or not all(difference.has_norm for difference in spoilt)):
+        return set()
+    return set(range(len(rows))) - {i for difference in spoilt for i in difference.odd}
+
+
 def ranking(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -> list[int]:
     """Which rows win ``contest``, the best first, then those shown alike or not significantly different from it.
 
@@ -455,12 +472,13 @@ def ties(rows: Sequence[Row], unequal: Sequence[Difference]) -> list[str]:
 
 
 def _best(rows: Sequence[Row], contest: Column, unequal: Sequence[Difference]) -> tuple[int | None, dict[int, float]]:
-    """The row with the best value, None without a contest on equal terms; and all values."""
+    """The row with the best value, None without a contest on equal terms; and all values that may be ranked."""
     values = {
-        i: value for i, row in enumerate(rows) if (value := contest.value(row)) is not None and math.isfinite(value)
+        i: value
+        for i in sorted(rankable(rows, contest.affects, unequal))
+        if (value := contest.value(rows[i])) is not None and math.isfinite(value)
     }
-    spoilt = any(difference.affects == contest.affects for difference in unequal)
-    if contest.better is None or spoilt or len(values) < 2:
+    if contest.better is None or len(values) < 2:
         return None, values
     return (max if contest.better == "high" else min)(values, key=lambda i: values[i]), values
 

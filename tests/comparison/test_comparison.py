@@ -21,7 +21,7 @@ from trilemma.cli import Compare, parse
 from trilemma.comparison import comparison_table, differences, markdown_table, read_rows, refuse_unequal
 from trilemma.errors import ConfigError, RunError
 from trilemma.report import write_report
-from trilemma.rows import MARK_MEANS, Row, column, labels, marks, ranking, ties
+from trilemma.rows import MARK_MEANS, Row, column, labels, marks, rankable, ranking, ties
 from trilemma.words import count, duration, half_width, significant
 
 
@@ -171,7 +171,27 @@ def test_unequal_terms_are_named_and_stop_the_ranking(
     assert "SPI-GAN ≠" in printed(rows, 200) and "DDPM ≠" not in printed(rows, 200) and MARK_MEANS in printed(rows, 200)
     fid, speed = column("fid"), column("images_per_second_batch_100")
     assert (ranking(rows, fid, (found,)) == []) == (affects == "quality")
-    assert (ranking(rows, speed, (found,)) == []) == (affects == "speed")
+    assert (3 in ranking(rows, speed, (found,))) == (affects != "speed")
+    assert ranking(rows, speed, (found,)) != []  # three rows on equal terms are ranked
+
+
+def test_times_are_ranked_among_those_on_the_terms_of_more_than_half(tmp_path: Path) -> None:
+    race(tmp_path)
+    rows, speed = read_rows([tmp_path]), column("images_per_second_batch_100")
+
+    def on(*threads: int) -> list[Row]:
+        return [replace(row, protocol={**row.protocol, "threads": t}) for row, t in zip(rows, threads, strict=True)]
+
+    one, two = on(1, 1, 1, 8), on(1, 1, 8, 8)
+    (odd,), (tie,) = differences(one), differences(two)
+    assert rankable(one, "speed", [odd]) == {0, 1, 2} and rankable(two, "speed", [tie]) == set()
+    assert rankable(one, "quality", [odd]) == {0, 1, 2, 3}
+    assert "differs, times are ranked among most rows alone: " in odd.sentence()
+    assert "differs, times cannot be ranked: " in tie.sentence()
+    assert ranking(one, speed, [odd]) == ranking(one[:3], speed, []) != []
+    assert ranking(two, speed, [tie]) == []
+    both = [odd, replace(odd, odd=(0, 1)), odd]  # another condition that splits them in two
+    assert rankable(one, "speed", both) == set()
 
 
 def test_a_budget_is_equal_in_images_or_in_seconds(tmp_path: Path) -> None:
@@ -405,6 +425,7 @@ YOUNGER |= {"precision": "float32", "fingerprint": "0" * 16}
 def test_results_from_before_a_field_was_compare_among_themselves_and_with_new_ones(name: str) -> None:
     rows = read_rows([RESULTS / name])
     refuse_unequal(rows)
+    rows = [row for row in rows if row.protocol["hardware"] == rows[0].protocol["hardware"]]
     assert differences(rows) == ()
     rows = [replace(row, protocol={k: v for k, v in row.protocol.items() if k not in YOUNGER}) for row in rows]
     new = replace(rows[0], protocol={**rows[0].protocol, **YOUNGER})

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trilemma.rows import Column, Difference, Row, column, ranking, tied
+from trilemma.rows import Column, Difference, Row, column, rankable, ranking, tied
 from trilemma.words import MISSING, significant
 
 
@@ -84,26 +84,26 @@ def findings(rows: Sequence[Row], labels: Sequence[str], unequal: Sequence[Diffe
     gan = next((i for i, row in enumerate(rows) if row.method == "ddgan"), None)
     if gan is None:
         return []
-    spoilt = {difference.affects for difference in unequal}
+    timed, scored = rankable(rows, "speed", unequal), rankable(rows, "quality", unequal)
     result = []
     for i, row in enumerate(rows):
         if row.method != "ddpm" or row.kind != rows[gan].kind:
             continue
-        clauses = _speed_clauses(rows[gan], row, "speed" in spoilt)
-        if "quality" not in spoilt:
+        clauses = _speed_clauses(rows[gan], row, equal={gan, i} <= timed)
+        if {gan, i} <= scored:
             clauses += _quality_clauses(rows[gan], row)
         if clauses:
             result.append(f"{labels[gan]} against {labels[i]}: {', '.join(clauses)}.")
     return result
 
 
-def _speed_clauses(gan: Row, diffusion: Row, unequal: bool) -> list[str]:
+def _speed_clauses(gan: Row, diffusion: Row, *, equal: bool) -> list[str]:
     clauses = []
     calls = _ratio(diffusion.scores.nfe, gan.scores.nfe)
     if calls is not None and calls > 1:
         clauses.append(f"{significant(calls)} times fewer network evaluations")
     speed = _ratio(gan.scores.images_per_second_batch_100, diffusion.scores.images_per_second_batch_100)
-    if speed is not None and not unequal:
+    if speed is not None and equal:
         clauses.append(f"{significant(speed)} times as many {gan.kind} a second")
     return clauses
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-from trilemma.rows import MARK, MARK_MEANS, Published, Row, column, columns, differences, marks
+from trilemma.rows import MARK, MARK_MEANS, Published, Row, column, columns, differences, marks, rankable
 from trilemma.words import significant
 
 Figure = dict[str, Any]
@@ -62,7 +62,8 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
     labels = [f"{label} {MARK}" if i in marked else label for i, label in enumerate(labels)]
     positions = _text_positions(placed, coverages, labels, x_range, y_range, log_y)
     spoilt = [difference.name for difference in unequal if difference.affects != "training"]
-    front = [] if spoilt else _front(placed, higher_is_better=points)
+    fair = rankable(rows, "quality", unequal) & rankable(rows, "speed", unequal)
+    front = _front([place for place in placed if place[0] in fair], higher_is_better=points)
     data = [_staircase(front)] if len(front) > 1 else []
     for (i, x, y), position in zip(placed, positions, strict=True):
         same = [j for j in range(i) if rows[j].method == rows[i].method]
@@ -91,14 +92,16 @@ def trilemma_plot(rows: Sequence[Row], labels: Sequence[str], shades: Sequence[s
         "hovermode": "closest",
         "margin": {"l": 64, "r": 24, "t": 24, "b": 60},
     }
-    note = _note(spoilt, any(i in marked for i, _, _ in placed))
+    note = _note(spoilt, any(i in marked for i, _, _ in placed), bool(fair), len(front) > 1)
     return {"data": data, "layout": layout, "front": len(front) > 1, "note": note}, left_out
 
 
-def _note(spoilt: Sequence[str], opened: bool) -> str:
+def _note(spoilt: Sequence[str], opened: bool, ranked: bool, drawn: bool) -> str:
     """What unequal terms do to a plot, in words; nothing where they are equal."""
     told = [f"Open symbols ({MARK}) are rows {MARK_MEANS}."] if opened else []
-    told += [f"There is no line of best rows, as these terms differ: {', '.join(spoilt)}."] if spoilt else []
+    if spoilt and (drawn or not ranked):
+        line = "The line of best rows leaves some out" if drawn else "There is no line of best rows"
+        told.append(f"{line}, as these terms differ: {', '.join(spoilt)}.")
     return " ".join(told)
 
 
