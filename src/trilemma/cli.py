@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trilemma.errors import ConfigError, Terminated, TrilemmaError, nearest
+from trilemma.errors import SAID, ConfigError, Terminated, TrilemmaError, nearest
 
 USAGE = """\
 usage: trilemma COMMAND ...
@@ -300,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TrilemmaError as error:
         who = "trilemma" if rank == "0" else f"trilemma (process {rank})"
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        if rank == "0" and SAID in os.environ:
+            with contextlib.suppress(OSError):
+                Path(os.environ[SAID]).touch()
         sys.exit(2)
     except KeyboardInterrupt as stop:
         resumable = hasattr(COMMANDS[arguments[0]], "resume")

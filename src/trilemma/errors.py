@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SAID = "TRILEMMA_SAID"  # names the file that the main process of several leaves once it has told of an error
+
 
 class TrilemmaError(Exception):
     """Anything a user can mend. Its text is one line."""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trilemma.config import require
+from trilemma.errors import SAID
 
 PATIENCE = 300  # seconds that processes may take to save and stop once they are told to
-_MAIN = 0
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -53,13 +53,15 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=words, redirects={rank: Std.ERR for rank in range(1, processes)}),
             shutdown_timeout=PATIENCE,
         )
+        said = Path(words) / "said"
+        os.environ[SAID] = str(said)
         try:
             elastic_launch(config, sys.executable)("-m", "trilemma", *arguments)
         except SignalException as stop:
             return 128 + int(stop.sigval)
         except ChildFailedError as error:
             rank, first = error.get_first_failure()
-            if _MAIN not in error.failures or error.failures[_MAIN].exitcode < 0:
+            if rank and not said.exists():  # where all fail alike, the main one has said it
                 _repeat(Path(words), rank)
             if first.exitcode < 0:
                 print(f"trilemma: process {rank} was killed by {first.signal_name()}", file=sys.stderr)
