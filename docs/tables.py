@@ -44,7 +44,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def trials_table(folder: Path) -> str:
-    """Per run the settings in which the runs of a folder differ, and the quick FID at each snapshot."""
+    """Per run the settings in which the runs of one method in a folder differ, and the quick FID at each snapshot."""
     configs = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
     # Budgets and snapshots show in the numbers themselves.
     settings = {
@@ -52,7 +52,9 @@ def trials_table(folder: Path) -> str:
         for run, config in configs.items()
     }
     names = sorted({name for flat in settings.values() for name in flat})
-    varied = [name for name in names if len({flat.get(name) for flat in settings.values()}) > 1]
+    methods = {config["method"] for config in configs.values()}
+    alike = [[flat for run, flat in settings.items() if configs[run]["method"] == method] for method in methods]
+    varied = [name for name in names if any(len({flat.get(name) for flat in trials}) > 1 for trials in alike)]
     lines = [["trial", *(f"`{name}`" for name in varied), "images, seconds: quick FID"], ["---"] * (len(varied) + 2)]
     for run, flat in settings.items():
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

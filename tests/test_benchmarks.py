@@ -35,6 +35,7 @@ class Parts:
     cases: ModuleType
     growth: ModuleType
     int8: ModuleType
+    starting: ModuleType
     suite: ModuleType
     versus: ModuleType
     main: ModuleType
@@ -47,12 +48,14 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     import benchmarks.cases
     import benchmarks.growth
     import benchmarks.int8
+    import benchmarks.starting
     import benchmarks.suite
     import benchmarks.versus
 
     found = Parts()
     found.cases, found.suite, found.main = benchmarks.cases, benchmarks.suite, benchmarks.__main__
     found.growth, found.int8, found.versus = benchmarks.growth, benchmarks.int8, benchmarks.versus
+    found.starting = benchmarks.starting
     monkeypatch.setattr(found.growth, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_roofline", lambda *_, **__: ROOF)
     monkeypatch.setattr(found.suite, "measure_convolution", lambda *_, **__: 1e9)
@@ -379,3 +382,17 @@ def test_a_commit_that_is_not_there_is_named(parts: Parts, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no-such-commit: .*; name a commit"):
         parts.versus.unpack("no-such-commit", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_are_timed_from_their_start_to_their_end(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(parts.starting, "RESULTS", tmp_path)
+    parts.starting.main(["--method", "vae", "--repeats", "1", "--name", "here"])
+    rows = json.loads((tmp_path / "starting-here.json").read_text())["rows"]
+    seconds = {row["command"]: row["seconds"] for row in rows}
+    assert list(seconds) == ["python", "import trilemma", "trilemma --help", "trilemma sample RUN --n 1"]
+    assert min(seconds.values()) > 0 and seconds["trilemma sample RUN --n 1"] > seconds["python"]
+    assert "starting-here.json" in capsys.readouterr().out
+    with pytest.raises(subprocess.CalledProcessError):
+        parts.starting.seconds([*parts.starting.PYTHON[:2], "1 / 0"], 1)
