@@ -12,8 +12,11 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.cases import REFERENCE_ROOFLINE, Case
 from benchmarks.steps import time_by_kind
+from trilemma.engine.cpu import settle_cpu
 from trilemma.engine.export import program
 from trilemma.errors import TrilemmaError
 from trilemma.maths.noise import SeedNoise, give_noise
@@ -225,29 +229,48 @@ def compiled(method: Method, backend: str | None) -> Iterator[None]:
             network._compiled_call_impl = None
 
 
-def exported(
-    case: Case, method: Method, flops: float, roofline: Roofline, settings: Settings, report: Report
-) -> list[Row]:
-    """The same sampler as a file that other runtimes run. Noise is given to it, not drawn: ``difference`` is the
-    largest from PyTorch's samples of the same noise."""
-    method.eval().requires_grad_(False)
-    sampler, found = method.preview(), []
+def exported(case: Case, flops: float, roofline: Roofline, settings: Settings, report: Report) -> list[Row]:
+    """The same sampler as a file that other runtimes run. Each has a process of its own: they come with threads of
+    their own, and one that crashes takes no other figures along."""
+    found = []
+    for runtime in settings.runtimes:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+            own = processes.submit(exported_by, runtime, case, flops, roofline, settings, torch.get_num_threads())
+            try:
+                rows, told = own.result()
+            except BrokenProcessPool:
+                rows, told = [], ["its process died, so it is left out; without it: --runtimes"]
+        found += rows
+        for line in told:
+            report(f"{case.name}, {runtime}: {line}")
+    return found
+
+
+def exported_by(  # noqa: PLR0917
+    runtime: str, case: Case, flops: float, roofline: Roofline, settings: Settings, threads: int
+) -> tuple[list[Row], list[str]]:
+    """One runtime's rows, and what kept it from others. Noise is given to it, not drawn: ``difference`` is the largest
+    from PyTorch's samples of the same noise."""
+    torch.set_num_threads(threads)
+    settle_cpu()
+    method = case.build(settings.device).eval().requires_grad_(False)
+    sampler, rows, told = method.preview(), [], []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for batch, runtime in itertools.product(settings.batches, settings.runtimes):
+        for batch in settings.batches:
             try:
                 run, noise = program(method, sampler, runtime, Path(folder), batch)
             except TrilemmaError as error:
-                report(f"{case.name}, {runtime}: {error}")
+                told.append(str(error))
                 continue
             with give_noise(noise):
                 wanted = method.sample(range(1), sampler).x
             difference = float((run(noise) - wanted).abs().max())
             timing = measure(partial(run, noise), limit_seconds=settings.seconds, max_repeats=settings.repeats)
             kind, repeats = f"sample, {runtime}", len(timing.seconds)
-            found.append(
+            rows.append(
                 row(case.name, kind, batch, timing.quantile(0.5), repeats, flops, roofline) | {"difference": difference}
             )
-    return found
+    return rows, told
 
 
 def own_convolutions(case: Case, method: Method, roofline: Roofline, settings: Settings) -> dict[str, Any]:
@@ -342,7 +365,7 @@ def _run(cases: Sequence[Case], settings: Settings, evaluate: bool, report: Repo
         if case.needed is None:  # else another case samples with the same networks
             rows += sampling(case, method, roofline, settings)
             result["convolutions"][case.name] = own_convolutions(case, method, roofline, settings)
-            rows += exported(case, method, rows[-1]["flops_per_image"], roofline, settings, report)
+            rows += exported(case, rows[-1]["flops_per_image"], roofline, settings, report)
         result["rows"] += rows
         result["reference"][case.name] = against_reference(case, rows, roofline)
     if evaluate:

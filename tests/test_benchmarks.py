@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -235,8 +236,24 @@ def test_a_sampler_that_cannot_be_exported_is_told_and_left_out(parts: Parts) ->
     case = toy(parts, "spigan", mapping={"dim": 8, "layers": 2, "solver": {"solver": "dopri5"}})
     told: list[str] = []
     chosen = dataclasses.replace(settings(parts), runtimes=("exported",), batches=(1,))
-    assert parts.suite.exported(case, case.build(), 1.0, ROOF, chosen, told.append) == []
+    assert parts.suite.exported(case, 1.0, ROOF, chosen, told.append) == []
     assert len(told) == 1 and told[0].startswith("spigan-toy, exported: dopri5 chooses its steps")
+
+
+def crash(*_: Any) -> None:
+    """What a runtime that crashes does to its process."""
+    os._exit(139)
+
+
+def test_a_runtime_that_crashes_is_told_and_leaves_the_others_their_figures(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(parts.suite, "exported_by", crash)
+    chosen = dataclasses.replace(settings(parts), runtimes=("exported", "onnxruntime"), batches=(1,))
+    assert parts.suite.exported(toy(parts, "spigan"), 1.0, ROOF, chosen, told.append) == []
+    assert [line.split(":")[0] for line in told] == ["spigan-toy, exported", "spigan-toy, onnxruntime"]
+    assert all("process died" in line for line in told)
 
 
 def test_what_is_computed_again_counts_once(parts: Parts) -> None:
