@@ -269,6 +269,23 @@ def test_group_norm_is_torchs_to_the_second_derivative(
     assert torch.autograd.gradgradcheck(norm, inputs)
 
 
+@pytest.mark.parametrize("size", [8, 64])  # as torch does it without a gradient, and too large for that
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_group_norm_is_the_same_with_and_without_a_gradient(shifted: bool, silu: bool, size: int) -> None:
+    x = (torch.randn(2, 32, size, size) + 0.5).contiguous(memory_format=torch.channels_last)
+    gamma, beta = torch.randn(2, 2, 32)
+    shift = torch.randn(2, 32) if shifted else None
+    before = x.clone()
+    without = group_norm(x, gamma, beta, 8, shift=shift, silu=silu)
+    with torch.inference_mode():
+        inferred = group_norm(x, gamma, beta, 8, shift=shift, silu=silu)
+    recorded = group_norm(x.clone().requires_grad_(), gamma, beta, 8, shift=shift, silu=silu)
+    assert torch.equal(without, inferred) and torch.equal(x, before)
+    assert torch.allclose(without, recorded, atol=1e-5)
+    assert without.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_group_norm_of_constants_and_far_off_means_stays_finite() -> None:
     ones = torch.ones(2, 8)
     assert torch.isfinite(group_norm(torch.full((2, 8, 4, 4), 1e3), ones, ones, 2)).all()
